@@ -1,0 +1,93 @@
+"""How alike two pictures look, as the squared distance between their features.
+
+Two sets of features, behind one interface (`encode`, `description`):
+
+- VGGFeatures: VGG16 features scaled as LPIPS weighs them (1801.03924), from a TorchScript file that takes
+  `return_lpips=True`, as the StyleGAN family's metrics use it. Published inversions were made with these.
+- StructuralFeatures: a normalised Laplacian pyramid, every band divided by its local strength (Laparra, Balle,
+  Berardino, Simoncelli: Perceptual image quality assessment using a normalized Laplacian pyramid, 2016). It needs no
+  file and sees structure at all scales, but knows nothing of what pictures show.
+"""
+
+import io
+
+import torch
+import torch.nn.functional as F
+
+import dnnlib
+
+LARGEST_INPUT = 256        # pictures beyond this size are reduced first, as published
+SMALLEST_BAND = 8          # pixels on a side of the pyramid's coarsest band
+PROBE_SIZE = 64
+BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)
+BAND_FLOOR = 0.17          # local strength below which a band counts as flat, for colours in [0, 1]; from the paper
+
+
+def _reduced(images):
+    """Images [N, 3, H, W] at most LARGEST_INPUT pixels wide, by area average."""
+    if images.shape[-1] <= LARGEST_INPUT:
+        return images
+    return F.interpolate(images, size=(LARGEST_INPUT, LARGEST_INPUT), mode='area')
+
+
+def _blur(x):
+    """x [N, C, H, W] through the 5x5 binomial filter, borders repeated."""
+    taps = torch.tensor(BINOMIAL, device=x.device, dtype=x.dtype)
+    taps = (taps / taps.sum()).repeat(x.shape[1], 1, 1, 1)                     # [C, 1, 1, 5]
+    x = F.pad(x, [2, 2, 2, 2], mode='replicate')
+    x = F.conv2d(x, taps, groups=x.shape[1])
+    return F.conv2d(x, taps.transpose(2, 3), groups=x.shape[1])
+
+
+class StructuralFeatures:
+    """Features without a download; the squared distance of two pictures is the sum, over the bands, of the mean squared
+    difference of their normalised values."""
+
+    description = 'built-in multi-scale structural distance (normalised Laplacian pyramid)'
+
+    def encode(self, images):
+        """Features [N, F] of images [N, 3, H, W] in [-1, 1], H = W a power of two."""
+        x = (_reduced(images) + 1) / 2
+        features = []
+        while x.shape[-1] > SMALLEST_BAND:
+            coarse = _blur(x)[:, :, ::2, ::2]
+            band = x - F.interpolate(coarse, scale_factor=2, mode='bilinear', align_corners=False)
+            features.append(band / (BAND_FLOOR + _blur(band.abs())))
+            x = coarse
+        features.append(x)
+        return torch.cat([f.flatten(1) / f[0].numel() ** 0.5 for f in features], dim=1)
+
+
+class VGGFeatures:
+    """LPIPS-scaled features of the TorchScript file or address `path` on `device`; the squared distance of two pictures
+    is their LPIPS distance. Raises UserError if the file cannot be read or is not such a network."""
+
+    def __init__(self, path, device):
+        self.description = f'VGG features of {path}'
+        with dnnlib.open_url(path) as file:
+            data = file.read()
+        try:
+            self._network = torch.jit.load(io.BytesIO(data), map_location=device).eval()
+            for parameter in self._network.parameters():
+                parameter.requires_grad_(False)
+            features = self.encode(torch.zeros([1, 3, PROBE_SIZE, PROBE_SIZE], device=device))
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1:] or ['no reason given']
+            raise dnnlib.UserError(f'--perceptual {path}: not a TorchScript network that gives features for return_lpips=True '
+                                   f'({reason[0]}); give the vgg16.pt of the literature or leave the flag out') from error
+        if not features.isfinite().all():
+            raise dnnlib.UserError(f'--perceptual {path}: its features of a grey picture are not finite; download it again')
+
+    def encode(self, images):
+        """Features [N, F] of images [N, 3, H, W] in [-1, 1]."""
+        return self._network((_reduced(images) + 1) * 127.5, resize_images=False, return_lpips=True).flatten(1)
+
+
+def load_features(path=None, device='cpu'):
+    """VGGFeatures of a file or address, or StructuralFeatures where none is given."""
+    return StructuralFeatures() if path is None else VGGFeatures(path, device)
+
+
+def squared_distance(a, b):
+    """Squared distance, a scalar, of features a and b [N, F], averaged over N."""
+    return (a - b).square().sum(dim=1).mean()

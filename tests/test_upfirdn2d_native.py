@@ -1,0 +1,40 @@
+"""The C++ upfirdn2d against its definition in plain PyTorch."""
+
+import pytest
+import torch
+
+from torch_utils.ops import upfirdn2d as op
+from torch_utils.ops.native import load_native
+
+CASES = [((2, 2), (1, 1), (2, 1, 2, 1)), ((2, 3), (3, 1), (2, 1, 0, 3)), ((2, 2), (1, 1), (1, -1, 0, 0)), ((3, 3), (2, 2), (0, 0, 0, 0)),
+         ((2, 2), (2, 2), (3, -2, -1, 4)), ((2, 1), (1, 2), (1, 1, 1, 1)), ((1, 1), (2, 2), (1, 2, 0, 1)), ((1, 1), (1, 1), (-1, 2, 0, 1))]
+
+
+@pytest.mark.skipif(not load_native(), reason='the C++ operators cannot be built here')
+@pytest.mark.parametrize('up,down,padding', CASES)
+@pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize('channels', [1, 5, 16, 33])
+def test_equals_the_definition(up, down, padding, dtype, tolerance, channels):
+    x = torch.randn(2, channels, 7, 6).to(dtype)
+    f = torch.randn(4, 3).to(dtype)
+    expected = op._reference(x.double(), f.double(), up, down, padding)
+    for layout in (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        result = torch.ops.omnihead.upfirdn2d(layout, f, up, down, padding)
+        assert result.shape == expected.shape and result.dtype == dtype
+        assert (result.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.skipif(not load_native(), reason='the C++ operators cannot be built here')
+def test_gradients_go_through_it(monkeypatch):
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    f = op.setup_filter([1, 3, 3, 1])
+
+    def gradients():
+        y = op.upsample2d(x, f)
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return first, torch.autograd.grad(first.pow(3).sum(), x)[0]
+
+    native = gradients()
+    monkeypatch.setattr(op, 'load_native', lambda: False)
+    for ours, plain in zip(native, gradients()):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,365 @@
+"""The fused volume renderer against the plain one: values, gradients, odd cases; and how its library is built."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import reference
+from torch_utils.ops import native
+from torch_utils.ops.volume_render import volume_render
+from training.representations import planes as planes_module
+from training.networks.decoders import OSGDecoder
+from training.representations.planes import PlaneField
+from training.volumetric_rendering.rays import Rays
+from training.volumetric_rendering.renderer import RenderOptions, draw_noise, render_rays
+
+needs_native = pytest.mark.skipif(not native.load_native(), reason='no C++ operators here: no compiler, or switched off')
+
+
+class PlainField(PlaneField):
+    """The same field, without its fused operator."""
+
+    def render_fused(self, rays, options, noise):
+        return None
+
+    def _plain_decoder(self):
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One setting of the renderer; the defaults are small and ordinary."""
+    batch: int = 2
+    rays: int = 37
+    channels: int = 16
+    colours: int = 16
+    hidden: int = 64
+    depth: int = 3
+    height: int = 13
+    width: int = 11
+    activation: str = 'none'
+    plane_axes: str = 'orthogonal'
+    trilinear: bool = True
+    density: float = 3.0          # how much the density varies
+    options: dict = dataclasses.field(default_factory=dict)
+
+    def render_options(self):
+        """Few samples, jittered; `options` overrides."""
+        return RenderOptions(**{'ray_start': 2.2, 'ray_end': 3.3, 'depth_resolution': 12, 'depth_resolution_importance': 9,
+                                'jitter': True, **self.options})
+
+
+CASES = {
+    'ordinary': Case(),
+    'many_rays': Case(batch=3, rays=301),
+    'published_samples': Case(rays=9, channels=32, colours=32, options=dict(depth_resolution=48, depth_resolution_importance=48)),
+    'more_samples_than_a_block': Case(rays=5, options=dict(depth_resolution=130, depth_resolution_importance=101)),
+    'odd_channels': Case(channels=5, colours=7, hidden=19),
+    'wide': Case(channels=80, colours=40, hidden=48),
+    'one_layer': Case(depth=1),
+    'two_layers': Case(depth=2),
+    'five_layers': Case(depth=5, height=3, width=1),
+    'bilinear': Case(depth=1, trilinear=False, plane_axes='eg3d', activation='sigmoid'),
+    'eg3d_axes': Case(plane_axes='eg3d'),
+    'sigmoid': Case(activation='sigmoid'),
+    'lrelu': Case(activation='lrelu', colours=5),
+    'no_crop': Case(options=dict(crop_margin=None)),
+    'dense': Case(density=300.0, options=dict(crop_margin=0.2)),
+    'density_beside_cropped_counts': Case(density=60000.0, options=dict(crop_margin=0.2)),
+    'white_back': Case(activation='sigmoid', options=dict(white_back=True)),
+    'no_importance': Case(options=dict(depth_resolution_importance=0)),
+    'few_samples': Case(options=dict(depth_resolution=4, depth_resolution_importance=1)),
+    'midpoints': Case(options=dict(jitter=False)),
+    'density_noise': Case(options=dict(density_noise=0.7)),
+    'auto': Case(options=dict(ray_start='auto', ray_end='auto', crop_margin=None)),
+    'beyond_the_box': Case(options=dict(ray_start=0.5, ray_end=6.0, crop_margin=None)),
+    'box_of_three': Case(options=dict(box_warp=3.0)),
+}
+
+
+def make(case, seed=0):
+    """Leaves (planes, decoder parameters, origins, directions), options, noise and the field's maker of a case."""
+    torch.manual_seed(seed)
+    planes = torch.randn(case.batch, 3, case.channels, case.depth, case.height, case.width)
+    decoder = OSGDecoder(case.channels, case.colours, case.activation, hidden_features=case.hidden)
+    with torch.no_grad():
+        decoder.net[0].bias.normal_()
+        decoder.net[2].bias.normal_()
+        decoder.net[2].weight[0] *= case.density
+    origins = torch.tensor([0.1, -0.2, 2.7]) + 0.05 * torch.randn(case.batch, case.rays, 3)
+    directions = torch.tensor([0.0, 0.05, -1.0]) + 0.03 * torch.randn(case.batch, case.rays, 3)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    options = case.render_options()
+    noise = draw_noise(Rays(origins, directions), options)
+    leaves = [planes, *decoder.parameters(), origins, directions]
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    return leaves, decoder, options, noise
+
+
+def render(case, kind, leaves, decoder, options, noise):
+    """(features, depth, opacity) of a case by the plain or the fused field."""
+    field = kind(leaves[0], decoder, options.box_warp, case.plane_axes, case.trilinear)
+    features, depth, weights = render_rays(field, Rays(*leaves[-2:]), options, noise)
+    return features, depth, weights.sum(dim=-1, keepdim=True)
+
+
+def assert_close(value, expected, name, tolerance=1e-4):
+    """Norm of the difference within `tolerance` of the expected values' norm, and the same direction."""
+    assert value.shape == expected.shape, name
+    value, expected = value.double().flatten(), expected.double().flatten()
+    assert value.isfinite().all() and expected.isfinite().all(), f'{name}: not finite'
+    assert expected.norm() > 0, f'{name}: the case compares zeros'
+    error = ((value - expected).norm() / expected.norm()).item()
+    assert error <= tolerance, f'{name}: off by {error:.2e}'
+    cosine = torch.dot(value, expected) / (value.norm() * expected.norm())
+    assert cosine > 0.9999, f'{name}: cosine {cosine:.6f}'
+
+
+@needs_native
+@pytest.mark.parametrize('name', CASES)
+def test_values_and_gradients(name):
+    case = CASES[name]
+    leaves, decoder, options, noise = make(case)
+    outputs = [render(case, kind, leaves, decoder, options, noise) for kind in (PlaneField, PlainField)]
+    for label, value, expected in zip(('features', 'depth', 'opacity'), *outputs):
+        assert_close(value, expected, label)
+    torch.manual_seed(1)
+    weights = [torch.randn_like(v) for v in outputs[0]]
+    grads = [torch.autograd.grad(out, leaves, weights) for out in outputs]
+    labels = ['planes', *(k for k, _ in decoder.named_parameters()), 'origins', 'directions']
+    if options.ray_start == 'auto':
+        labels = labels[:-2]   # the plain code lets gradients of the rays through the limits of the depths as well
+    for label, value, expected in zip(labels, *grads):
+        assert_close(value, expected, label)
+
+
+@needs_native
+@pytest.mark.parametrize('which', range(7))
+def test_comparison_notices_a_small_change(which):
+    """Any leaf off by a hundredth makes the comparison above fail."""
+    leaves, decoder, options, noise = make(Case())
+    expected = torch.cat([v.flatten() for v in render(Case(), PlainField, leaves, decoder, options, noise)])
+    with torch.no_grad():
+        leaves[which].mul_(1.01)
+    value = torch.cat([v.flatten() for v in render(Case(), PlaneField, leaves, decoder, options, noise)])
+    with pytest.raises(AssertionError, match='off by'):
+        assert_close(value, expected, 'perturbed')
+
+
+@needs_native
+@pytest.mark.parametrize('isa', ['baseline', 'avx2'])
+def test_other_instruction_sets(isa):
+    """The same comparison with the kernels that lesser machines use."""
+    code = ('import torch, test_volume_render as t\n'
+            't.native.load_native(); print(torch.ops.omnihead.instruction_set())\n'
+            'for name in ("ordinary", "odd_channels", "wide", "sigmoid", "one_layer", "white_back"):\n'
+            '    t.test_values_and_gradients(name)\n')
+    run = run_python(code, OMNIHEAD_ISA=isa)
+    assert run.returncode == 0, run.stderr
+    if run.stdout.strip() != isa:
+        pytest.skip(f'this machine has no {isa}')
+
+
+@needs_native
+def test_layouts_and_shared_planes():
+    """Non-contiguous planes and rays; the planes of one identity under several cameras; both with gradients."""
+    case = Case(channels=8, hidden=16, colours=3)
+    leaves, decoder, options, noise = make(case)
+    base = leaves[0].detach()[:1].permute(0, 5, 1, 4, 3, 2).contiguous().requires_grad_(True)
+    rays = leaves[-2].detach().transpose(1, 2).contiguous().transpose(1, 2)
+    grads = []
+    for kind in (PlaneField, PlainField):
+        field = kind(base.permute(0, 2, 5, 4, 3, 1), decoder, 1.0).expand(case.batch)
+        assert field.planes.stride(0) == 0
+        features, _, _ = render_rays(field, Rays(rays, leaves[-1]), options, noise)
+        grads.append((features, *torch.autograd.grad(features.square().sum(), [base, leaves[-1]])))
+    for value, expected in zip(*grads):
+        assert_close(value, expected, 'layout')
+
+
+@needs_native
+@pytest.mark.parametrize('batch, rays', [(0, 5), (2, 0)])
+def test_empty(batch, rays):
+    leaves, decoder, options, noise = make(Case(batch=batch, rays=rays))
+    features, depth, opacity = render(Case(), PlaneField, leaves, decoder, options, noise)
+    assert features.shape == (batch, rays, 16) and depth.shape == opacity.shape == (batch, rays, 1)
+    grads = torch.autograd.grad(features.sum() + depth.sum(), leaves)
+    assert all(g.shape == leaf.shape and not g.any() for g, leaf in zip(grads, leaves))
+
+
+@needs_native
+def test_ray_without_weight():
+    """A ray that sees nothing has the largest sampled depth and spoils no gradient."""
+    leaves, decoder, options, noise = make(Case(rays=4))
+    with torch.no_grad():
+        leaves[-2][0, 0, 0] += 5.0
+    features, depth, opacity = render(Case(), PlaneField, leaves, decoder, options, noise)
+    assert opacity[0, 0] == 0 and not features[0, 0].any()
+    assert depth[0, 0] == depth.max() and depth[0, 0] > 3.2
+    grads = torch.autograd.grad(features.sum() + depth.sum(), leaves)
+    assert all(g.isfinite().all() for g in grads) and not grads[-2][0, 0].any()
+
+
+@needs_native
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_planes_of_low_precision(dtype):
+    """Such planes are widened, so that only their own rounding is lost; their gradient has their type."""
+    leaves, decoder, options, noise = make(Case())
+    low = leaves[0].detach().to(dtype).requires_grad_(True)
+    value, expected = (render(Case(), PlaneField, [p, *leaves[1:]], decoder, options, noise) for p in (low, low.detach().float()))
+    assert torch.equal(value[0], expected[0])
+    grad, = torch.autograd.grad(value[0].sum(), low)
+    assert grad.dtype == dtype and grad.any()
+
+
+@needs_native
+def test_backward_is_repeatable():
+    case = Case(batch=3, rays=401)
+    leaves, decoder, options, noise = make(case)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)   # the second identity is shared by both threads
+    try:
+        runs = [torch.autograd.grad(render(case, PlaneField, leaves, decoder, options, noise)[0].sum(), leaves) for _ in range(3)]
+        torch.set_num_threads(1)
+        single = torch.autograd.grad(render(case, PlaneField, leaves, decoder, options, noise)[0].sum(), leaves)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0]))
+    for value, expected in zip(runs[0], single):
+        assert_close(value, expected, 'threads', 1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize('name', ['ordinary', 'odd_channels', 'bilinear', 'lrelu', 'box_of_three'])
+def test_query(name):
+    """Without gradients a query takes the fast way, and gives the same."""
+    case = CASES[name]
+    leaves, decoder, options, _ = make(case)
+    points = (torch.rand(case.batch, 1500, 3) - 0.5) * options.box_warp * 1.2
+    with torch.no_grad():
+        value, expected = (kind(leaves[0], decoder, options.box_warp, case.plane_axes, case.trilinear).query(points)
+                           for kind in (PlaneField, PlainField))
+    assert_close(value.density, expected.density, 'density', 1e-5)
+    assert_close(value.features, expected.features, 'features', 1e-5)
+
+
+@needs_native
+def test_query_keeps_second_order_gradients():
+    leaves, decoder, _, _ = make(Case())
+    points = (torch.rand(2, 50, 3) - 0.5).requires_grad_(True)
+    density = PlaneField(leaves[0], decoder, 1.0).query(points).density
+    normal, = torch.autograd.grad(density.sum(), points, create_graph=True)
+    assert torch.autograd.grad(normal.square().sum(), leaves[0])[0].any()
+
+
+@needs_native
+def test_operators_are_well_formed():
+    """Schema, shapes without data and registration of gradients, as torch.library.opcheck sees them."""
+    leaves, decoder, options, noise = make(Case(rays=5, channels=5, height=4, width=3))
+    layers = [t.detach().requires_grad_(True) for t in PlaneField(leaves[0], decoder, 1.0)._plain_decoder()]
+    field = [leaves[0], *layers]
+    depths = torch.linspace(2.2, 3.3, 12).expand(2, 5, 12).contiguous()
+    layout = (1.0, [0, 1, 2, 0, 2, 1, 1, 2, 0], True, 0)
+    rays = [leaves[-2], leaves[-1], depths, noise.fine, None, None]
+    torch.library.opcheck(torch.ops.omnihead.volume_render.default, (*field, *rays, *layout, 0.4, False))
+    torch.library.opcheck(torch.ops.omnihead.plane_query.default, (*(t.detach() for t in field), torch.rand(2, 7, 3), *layout))
+
+
+@needs_native
+@pytest.mark.parametrize('bad, message', [
+    (dict(depths=torch.zeros(2, 4, 12)), 'depths must have shape'), (dict(directions=torch.zeros(2, 5, 3).double()), 'float32'),
+    (dict(planes=torch.zeros(3, 3, 16, 1, 4, 4)), 'planes are of 3 identities')])
+def test_operator_refuses(bad, message):
+    tensors = dict(planes=torch.zeros(2, 3, 16, 1, 4, 4), weight1=torch.zeros(64, 16), bias1=torch.zeros(64),
+                   weight2=torch.zeros(4, 64), bias2=torch.zeros(4), origins=torch.zeros(2, 5, 3),
+                   directions=torch.zeros(2, 5, 3), depths=torch.zeros(2, 5, 12), fine_noise=None,
+                   coarse_density_noise=None, fine_density_noise=None)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.omnihead.volume_render(*{**tensors, **bad}.values(), 1.0, [0] * 9, True, 0, 1.0, False)
+
+
+@needs_native
+@pytest.mark.parametrize('path', reference.files('generator_*_128.npz') + reference.files('generator_*_rays.npz'))
+def test_published_values_come_from_the_operator(path, monkeypatch):
+    """The reference images go through the fused path: here the depths, with the operator's calls counted."""
+    values, config = reference.load(path)
+    generator = reference.build_generator(config, 'panohead' in path.stem)
+    calls = []
+    monkeypatch.setattr(planes_module, 'volume_render', lambda *a: calls.append(1) or volume_render(*a))
+    with torch.no_grad():
+        label = values['c'].clone()
+        if 'delta_c' in values:
+            label[:, [3, 7, 11]] += values['delta_c']
+        out = generator.synthesis(values['ws'], label)
+    assert calls == [1]
+    reference.assert_within(out.image_depth, values['image_depth'], 'image_depth')
+
+
+def run_python(code, **variables):
+    """Run code in another Python that sees the tests and the project."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', **variables, 'PYTHONPATH': os.pathsep.join(folders)}
+    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+
+
+LOADS = 'from torch_utils.ops import native\nprint(native.load_native(), native.load_native())\n'
+
+
+def test_no_compiler(tmp_path):
+    """One line of notice, and the plain path does the work."""
+    run = run_python(LOADS, CXX=str(tmp_path / 'none'), OMNIHEAD_CACHE=str(tmp_path / 'cache'), OMNIHEAD_NATIVE='1')
+    assert run.returncode == 0 and run.stdout.split() == ['False', 'False'], run.stderr
+    assert len(run.stderr.splitlines()) == 1 and 'plain PyTorch is used' in run.stderr
+    assert not list(tmp_path.rglob('*.so'))
+
+
+def test_failed_build(tmp_path):
+    """The same where there is a compiler that compiles nothing."""
+    compiler = tmp_path / 'broken'
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-c*) ;; *) exec c++ "$@";; esac\n'
+                        'echo "x.cpp:1: error: broken on purpose" >&2; exit 1\n')
+    compiler.chmod(0o755)
+    run = run_python(LOADS, CXX=str(compiler), OMNIHEAD_CACHE=str(tmp_path / 'cache'), OMNIHEAD_NATIVE='1')
+    assert run.returncode == 0 and run.stdout.split() == ['False', 'False'], run.stderr
+    assert 'broken on purpose' in run.stderr.splitlines()[-1] and 'plain PyTorch is used' in run.stderr.splitlines()[-1]
+    assert list((tmp_path / 'cache' / 'native').iterdir()) == []
+
+
+def test_switched_off(monkeypatch):
+    monkeypatch.setenv('OMNIHEAD_NATIVE', '0')
+    assert not native.load_native()
+
+
+def test_build_folder_tells_what_it_depends_on(monkeypatch):
+    names = {native.build_folder().name}
+    for change in (lambda: monkeypatch.setattr(native, 'FLAGS', ['-O1']), lambda: monkeypatch.setenv('CXX', 'another'),
+                   lambda: monkeypatch.setattr(torch, '__version__', '0')):
+        change()
+        names.add(native.build_folder().name)
+    assert len(names) == 4
+
+
+@needs_native
+@pytest.mark.slow
+def test_builds_that_are_killed_or_start_together(tmp_path):
+    """What a killed build leaves stops nobody, and two processes that start at once both get the library."""
+    env = {**os.environ, 'OMNIHEAD_CACHE': str(tmp_path), 'PYTHONPATH': str(Path(__file__).parents[1]), 'OMP_NUM_THREADS': '1'}
+
+    def start():
+        return subprocess.Popen([sys.executable, '-c', LOADS], env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    killed = start()
+    while not list(tmp_path.glob('native/*/build.ninja')):
+        assert killed.poll() is None, 'the build ended before it could be killed'
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    both = [start(), start()]
+    assert [p.communicate()[0].split() for p in both] == [['True', 'True']] * 2
+    assert len([p for p in tmp_path.glob('native/*') if '.' not in p.name]) == 1

@@ -1,0 +1,1 @@
+"""PyTorch helpers shared by every network family: operators, portable networks, distributed runs, statistics."""

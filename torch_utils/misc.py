@@ -1,0 +1,132 @@
+"""Small things several parts of the project need of modules and devices."""
+
+import functools
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dnnlib.util import UserError
+from torch_utils import distributed
+
+
+def resolve_device(name):
+    """torch.device of 'auto' (CUDA, else MPS, else CPU), 'cpu', 'cuda', 'mps' or one with an index such as 'cuda:1'.
+    Raises UserError if there is no such device here."""
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    available = {'cpu': 1, 'cuda': torch.cuda.device_count() if torch.cuda.is_available() else 0,
+                 'mps': int(torch.backends.mps.is_available())}
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f'--device {name}: no such kind of device; use auto, cpu, cuda, cuda:N or mps') from error
+    if (device.index or 0) >= available.get(device.type, 0):
+        kinds = ', '.join(f'{kind} ({count})' for kind, count in available.items() if count)
+        raise UserError(f'--device {name}: not available here; use auto or one of {kinds}')
+    return device
+
+
+@functools.lru_cache(maxsize=None)
+def _cpu_multiplies_bfloat16():
+    """Whether this processor has instructions for bfloat16 products; elsewhere they are slower than float32."""
+    try:
+        flags = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
+    except OSError:
+        return False
+    return 'amx_bf16' in flags or 'avx512_bf16' in flags
+
+
+def half_dtype(device):
+    """The 16-bit type in which convolutions pay on `device`: float16 on CUDA, bfloat16 on processors that multiply it;
+    float32 where none does."""
+    if device.type == 'cuda':
+        return torch.float16
+    return torch.bfloat16 if device.type == 'cpu' and _cpu_multiplies_bfloat16() else torch.float32
+
+
+def to_working_format(x, use_half):
+    """x [N, C, H, W] in the type a block works in: half_dtype and channels last where `use_half`, else float32."""
+    dtype = half_dtype(x.device) if use_half else torch.float32
+    return x.float() if dtype == torch.float32 else x.to(dtype, memory_format=torch.channels_last)
+
+
+def named_params_and_buffers(module):
+    """List of (name, tensor) of all parameters and buffers, persistent or not."""
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+@torch.no_grad()
+def copy_params_and_buffers(src, dst, require_all=False):
+    """Copy parameters and buffers of one module into those of the same name in another, in place. Names of `src` that
+    `dst` lacks are ignored; returns the list of names of `dst` that `src` lacks, which keep their values.
+    Raises UserError if there are some and `require_all`, or if shapes differ."""
+    source = dict(named_params_and_buffers(src))
+    target = named_params_and_buffers(dst)
+    absent = [name for name, _ in target if name not in source]
+    if absent and require_all:
+        raise UserError(f'{len(absent)} parameters are missing: {", ".join(absent[:8])}; use a network of the same kind')
+    misshapen = [f'{name} {tuple(source[name].shape)} instead of {tuple(tensor.shape)}'
+                 for name, tensor in target if name in source and source[name].shape != tensor.shape]
+    if misshapen:
+        raise UserError(f'{len(misshapen)} parameters have other shapes: {", ".join(misshapen[:8])}; '
+                        f'use a network of the same kind and size')
+    for name, tensor in target:
+        if name in source:
+            tensor.copy_(source[name].detach())
+    return absent
+
+
+@torch.no_grad()
+def check_ddp_consistency(module):
+    """RuntimeError naming the tensors in which this process differs from process 0; NaN equals NaN. Every process must
+    call it, and all of them raise together."""
+    if distributed.world_size() == 1:
+        return
+    differing = []
+    for name, tensor in named_params_and_buffers(module):
+        own = tensor.detach().contiguous()
+        first = own.clone()
+        dist.broadcast(first, src=0)
+        same = (own == first) | ((own != own) & (first != first))
+        if not same.all():
+            differing.append(name)
+    differing = sorted(set().union(*distributed.gather_objects(differing)))
+    if differing:
+        raise RuntimeError(f'{type(module).__name__}: processes disagree in {", ".join(differing[:8])}'
+                           f'{", ..." if len(differing) > 8 else ""}')
+
+
+@torch.no_grad()
+def module_summary(module, inputs, max_depth=2):
+    """Text table of a call module(*inputs): for each submodule down to `max_depth` that was called, its name, number of
+    parameters, of elements in buffers, and the shape of its (first) output."""
+    rows, hooks = [], []
+
+    def note(name, submodule):
+        def hook(_, __, output):
+            counts = [sum(t.numel() for t in tensors) for tensors in (submodule.parameters(), submodule.buffers())]
+            rows.append((name, *(str(count) for count in counts), _first_shape(output)))
+        return submodule.register_forward_hook(hook)
+
+    try:
+        for name, submodule in module.named_modules():
+            if name.count('.') < max_depth:
+                hooks.append(note(name or type(module).__name__, submodule))
+        module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    table = [('module', 'parameters', 'buffers', 'output'), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table)
+
+
+def _first_shape(output):
+    while not isinstance(output, torch.Tensor):
+        if isinstance(output, dict):
+            output = list(output.values())
+        if not isinstance(output, (list, tuple)) or not output:
+            return type(output).__name__
+        output = output[0]
+    return str(list(output.shape))

@@ -1,0 +1,1 @@
+"""Operators, one a file: the public function, and the plain PyTorch reference that defines it."""

@@ -1,0 +1,60 @@
+"""2-D convolution with optional up- or downsampling, and its style-modulated form (StyleGAN2, 1912.04958, section 2.2).
+
+Plain PyTorch, the definition; first and second derivatives come from autograd.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+
+def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
+    """Convolve x [N, I, H, W] with w [O, I, K, K], upsampling before or downsampling after by an integer factor.
+
+    f [F, F]: low-pass filter of the resampling (None: none); padding: pixels of x at its final resolution on each
+    side. Result [N, O, H*up/down, W*up/down] when padding = K // 2. Only one of up and down may exceed 1.
+    As in the published networks w is correlated with x, but truly convolved (turned by 180 degrees) when upsampling.
+    """
+    if up > 1 and down > 1:
+        raise ValueError(f'up and down cannot both exceed 1, got {up} and {down}')
+    kernel = w.shape[-1]
+    fw = 1 if f is None else f.shape[-1]
+    if down > 1:
+        before, after = padding + (fw - down + 1) // 2, padding + (fw - down) // 2
+        if kernel == 1:
+            return F.conv2d(upfirdn2d(x, f, down=down, padding=(before, after, before, after)), w)
+        return F.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), w, stride=down)
+    if up > 1:
+        before, after = padding + (fw + up - 1) // 2, padding + (fw - up) // 2
+        if kernel == 1:
+            x = F.conv2d(x, w)
+            return upfirdn2d(x, f, up=up, padding=(before, after, before, after), gain=up * up)
+        # Zero insertion and convolution are one transposed convolution, whose own border already counts as padding.
+        before, after = before - (kernel - 1), after - (kernel - up)
+        inner = max(min(-before, -after), 0)
+        x = F.conv_transpose2d(x, w.transpose(0, 1), stride=up, padding=inner)
+        return upfirdn2d(x, f, padding=(before + inner, after + inner, before + inner, after + inner), gain=up * up)
+    return F.conv2d(x, w, padding=padding)
+
+
+def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_filter=None, demodulate=True):
+    """Convolution whose input channels are scaled by each sample's style, with unit-variance demodulation.
+
+    x [N, I, H, W], weight [O, I, K, K], styles [N, I], noise broadcastable to the result [N, O, H*up, W*up].
+    Scaling activations instead of weights keeps one weight for the whole batch, hence one ordinary convolution.
+    """
+    if demodulate:
+        energy = weight.square().sum(dim=[2, 3])                                   # [O, I]
+        if x.dtype != torch.float32:
+            # Half precision: bring weight and styles to unit maximum, demodulation cancels the factors.
+            weight = weight * (weight.shape[1] * weight.shape[2] * weight.shape[3]) ** -0.5 \
+                / weight.abs().amax(dim=[1, 2, 3], keepdim=True)
+            styles = styles / styles.abs().amax(dim=1, keepdim=True)
+            energy = weight.square().sum(dim=[2, 3])
+        scale = (styles.square() @ energy.t() + 1e-8).rsqrt()                       # [N, O]
+    x = x * styles.to(x.dtype)[:, :, None, None]
+    x = conv2d_resample(x, weight.to(x.dtype), resample_filter, up=up, padding=padding)
+    if demodulate:
+        x = x * scale.to(x.dtype)[:, :, None, None]
+    return x if noise is None else x + noise.to(x.dtype)

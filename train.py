@@ -1,0 +1,136 @@
+"""Train a generator of heads on images with cameras and masks (PanoHead), or on images with cameras (EG3D)."""
+
+import contextlib
+import json
+import os
+import re
+from pathlib import Path
+
+import click
+
+import dnnlib
+from dnnlib.cli import FiniteFloat, user_errors, writable_folder
+from metrics import append_record, measure, metric_function
+from torch_utils import distributed, misc
+from training.configure import CHOICES, describe_run, set_values, training_config
+from training.dataset_check import check_dataset, faults_error
+from training.presets import PRESETS
+from training.training_loop import check_run, training_loop
+
+NUMBER, WHOLE, FLAG, TEXT = FiniteFloat(), int, bool, str
+
+
+class RayLimit(FiniteFloat):
+    """A depth in world units, or 'auto' for where the ray meets the box."""
+    name = "depth|'auto'"
+
+    def convert(self, value, param, ctx):
+        return value if value == 'auto' else super().convert(value, param, ctx)
+
+
+# Flag, type, help. Values come from --cfg and --preset unless given; training/presets.py holds the defaults.
+FLAGS = [
+    ('seg_data', TEXT, 'Masks: folder or zip'), ('cfg', TEXT, 'Base: ' + ', '.join(CHOICES['cfg'])), ('batch', WHOLE, 'Images a step'),
+    ('preset', TEXT, 'Recipe: ' + ', '.join(PRESETS)), ('gpus', WHOLE, 'Processes'), ('device', TEXT, 'auto, cpu, cuda or mps'),
+    ('gamma', NUMBER, 'R1 weight'), ('gamma_seg', NUMBER, 'R1 weight of masks'), ('batch-gpu', WHOLE, 'Images at once per process'),
+    ('mirror', FLAG, 'Mirrored images as well'), ('cond', FLAG, 'Use labels'), ('min_yaw', NUMBER, 'Least |yaw|'),
+    ('max_yaw', NUMBER, 'Largest |yaw|'), ('max_pitch', NUMBER, 'Largest |pitch|'), ('back_repeat', WHOLE, 'Repeats of backs'),
+    ('max_size', WHOLE, 'Images to use'), ('gen_pose_cond', FLAG, 'G sees the camera'), ('c-scale', NUMBER, 'Scale of the label G sees'),
+    ('c-noise', NUMBER, 'Noise on the label G sees'), ('gpc_reg_prob', NUMBER, 'Final probability of swapped labels'),
+    ('gpc_reg_fade_kimg', NUMBER, 'Fade to gpc_reg_prob'), ('generator', TEXT, 'panohead or eg3d'), ('cbase', WHOLE, 'Channels * size'),
+    ('cmax', WHOLE, 'Most channels'), ('map-depth', WHOLE, 'Mapping layers'), ('triplane_depth', WHOLE, 'Layers of the tri-grid'),
+    ('triplane_size', WHOLE, 'Side of the planes'), ('decoder_activation', TEXT, ', '.join(CHOICES['decoder_activation'])),
+    ('decoder_lr_mul', NUMBER, 'Learning rate of the decoder'), ('use_torgb_raw', FLAG, 'Raw image by ToRGB'),
+    ('use_background', FLAG, 'Background network'), ('trans_reg', NUMBER, 'Weight of camera translation; 0: none'),
+    ('bcg_reg_prob', NUMBER, 'Swapped backgrounds'), ('style_mixing_prob', NUMBER, 'Style mixing'), ('sr-module', TEXT, 'Super-resolution'),
+    ('sr_noise_mode', TEXT, 'none, random or const'), ('sr_num_fp16_res', WHOLE, 'fp16 in super-resolution'),
+    ('g_num_fp16_res', WHOLE, 'fp16 resolutions of G'), ('d_num_fp16_res', WHOLE, 'fp16 resolutions of D'),
+    ('ray_start', RayLimit(), 'Nearest sample'), ('ray_end', RayLimit(), 'Farthest sample'),
+    ('neural_rendering_resolution_initial', WHOLE, 'Raw image at first'), ('neural_rendering_resolution_final', WHOLE, '... at last'),
+    ('neural_rendering_resolution_fade_kimg', NUMBER, '... kimg between'), ('disc_module', TEXT, ', '.join(CHOICES['disc_module'])),
+    ('seg_resolution', WHOLE, "Mask trunk's size"), ('mbstd-group', WHOLE, 'Minibatch-std group'),
+    ('disc_c_noise', NUMBER, 'Noise on D labels'),
+    ('freezed', WHOLE, 'Freeze-D layers'), ('density_reg', NUMBER, 'Weight of density regulariser'),
+    ('density_reg_every', WHOLE, '... every so many steps'), ('density_reg_p_dist', NUMBER, '... its step'),
+    ('reg_type', TEXT, ', '.join(CHOICES['reg_type'])), ('density_noise_fade_kimg', NUMBER, 'Fade of density noise'),
+    ('blur_fade_kimg', NUMBER, 'Fade of the blur'), ('resume_blur', FLAG, 'Blur when resuming'), ('glr', NUMBER, 'Learning rate of G'),
+    ('dlr', NUMBER, 'Learning rate of D'), ('aug', TEXT, ', '.join(CHOICES['aug'])), ('augpipe', TEXT, ', '.join(CHOICES['augpipe'])),
+    ('p', NUMBER, 'Probability for --aug=fixed'), ('target', NUMBER, 'Target for --aug=ada'), ('resume', TEXT, 'Snapshot to start from'),
+    ('resume_kimg', NUMBER, 'kimg it has seen'), ('kimg', NUMBER, 'Thousand images in all'), ('tick', NUMBER, 'kimg per tick'),
+    ('snap', WHOLE, 'Ticks per snapshot'), ('metrics', TEXT, 'Names, comma-separated'), ('seed', WHOLE, 'Random seed'),
+    ('workers', WHOLE, 'Reading processes'), ('nobench', FLAG, 'No cuDNN search'), ('desc', TEXT, "Text for the run folder's name"),
+]
+
+
+def with_flags(command):
+    """Attach FLAGS; either of - and _ may be typed."""
+    for name, kind, text in reversed(FLAGS):
+        names = {f'--{name}', f'--{name.replace("-", "_")}', f'--{name.replace("_", "-")}'}
+        command = click.option(*sorted(names, reverse=True), name.replace('-', '_'), type=kind, default=None, help=text)(command)
+    return command
+
+
+def next_run_dir(outdir, description):
+    """OUTDIR/NNNNN-description with the next free number, created."""
+    while True:
+        taken = [int(m[1]) for m in (re.match(r'(\d+)-', p.name) for p in outdir.iterdir() if p.is_dir()) if m]
+        path = outdir / f'{max(taken, default=-1) + 1:05d}-{description}'
+        with contextlib.suppress(FileExistsError):   # another run took the number
+            path.mkdir()
+            return path
+
+
+def run_process(config, run_dir):
+    """One process of a run."""
+    device = distributed.init(misc.resolve_device(config['run']['device']))
+    if distributed.rank() > 0:
+        training_loop(config, run_dir, device)
+        return
+    data = config['training_set']
+
+    def evaluate(name, snapshot):
+        record = next(measure(snapshot, data['path'], data['seg_path'], [name], device=device))
+        append_record(snapshot, record)
+        return record
+
+    with dnnlib.Logger(Path(run_dir) / 'log.txt'):
+        print(f'Done: {training_loop(config, run_dir, device, evaluate)}')
+
+
+@click.command()
+@click.option('--outdir', required=True, type=click.Path(path_type=Path), help='Where run folders are made')
+@click.option('--img_data', '--img-data', '--data', 'img_data', required=True, help='Images with dataset.json: folder or zip')
+@with_flags
+@click.option('--set', 'assignments', multiple=True, metavar='PATH=VALUE', help='Any entry of the configuration, e.g. G.features=16')
+@click.option('-n', '--dry-run', is_flag=True, help='Print the configuration and stop')
+@user_errors
+def main(outdir, assignments, dry_run, **flags):
+    """Train a head generator; see README.md for whole commands."""
+    if 'LOCAL_RANK' in os.environ:   # under torchrun, which has started the processes
+        flags['gpus'] = int(os.environ['WORLD_SIZE'])
+    config = training_config(flags)
+    for name in config['run']['metrics']:
+        metric_function(name)
+    set_values(config, assignments)
+    data = config['training_set']
+    faults = check_dataset(data['path'], data['seg_path'], use_labels=data['use_labels'], need_labels=data['use_labels'])
+    if faults:
+        raise faults_error(faults, data['path'])
+    check_run(config)
+    if 'LOCAL_RANK' in os.environ and os.environ['RANK'] != '0':   # the first process reports and writes
+        run_process(config, outdir)
+        return
+    print(json.dumps(config, indent=2))
+    if dry_run:
+        return
+    misc.resolve_device(config['run']['device'])
+    run_dir = next_run_dir(writable_folder(outdir), describe_run(config, flags))
+    print(f'Run folder: {run_dir}')
+    if config['run']['num_gpus'] > 1 and 'LOCAL_RANK' not in os.environ:
+        distributed.spawn(run_process, config['run']['num_gpus'], config, run_dir)
+    else:
+        run_process(config, run_dir)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Discriminators: one multi-input network for the published variants."""

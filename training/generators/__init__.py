@@ -1,0 +1,1 @@
+"""Generator families behind one contract (base.py)."""

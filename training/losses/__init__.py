@@ -1,0 +1,1 @@
+"""Adversarial losses and regularisers; see only the Generator and Discriminator contracts."""

@@ -1,0 +1,1 @@
+"""StyleGAN2 building blocks, super-resolution and decoders."""

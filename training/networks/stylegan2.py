@@ -1,0 +1,146 @@
+"""StyleGAN2 synthesis network with skip connections (1912.04958, figures 2 and 7c), any number of output channels."""
+
+import math
+
+import torch
+from torch import nn
+
+from torch_utils.misc import to_working_format
+from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.conv2d_resample import modulated_conv2d
+from torch_utils.ops.upfirdn2d import upsample2d
+from training.networks.layers import FullyConnectedLayer, register_resample_filter
+
+NOISE_MODES = ('random', 'const', 'none')
+
+
+def channels_at(resolution, channel_base, channel_max):
+    """Feature channels of the blocks at `resolution` pixels. ValueError if there are none."""
+    if channel_base < resolution:
+        raise ValueError(f'channel_base {channel_base} (--cbase) leaves no channels at {resolution} pixels')
+    return min(channel_base // resolution, channel_max)
+
+
+def num_latents(resolution):
+    """Latents a synthesis network up to `resolution` pixels takes: two a resolution, ToRGB of the last one counted."""
+    return 2 * int(math.log2(resolution)) - 2
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, activation. x [N, I, H, W], w [N, w_dim] -> [N, O, H*up, W*up]."""
+
+    def __init__(self, in_channels, out_channels, w_dim, resolution, kernel_size=3, up=1, activation='lrelu', conv_clamp=None):
+        super().__init__()
+        self.resolution, self.up, self.activation, self.conv_clamp = resolution, up, activation, conv_clamp
+        self.padding = kernel_size // 2
+        register_resample_filter(self)
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))
+        self.register_buffer('noise_const', torch.randn([resolution, resolution]))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.bias = nn.Parameter(torch.zeros([out_channels]))
+
+    def noise(self, batch, noise_mode):
+        """Noise image [N or 1, 1, H, W] of the mode, or None."""
+        if noise_mode == 'none':
+            return None
+        if noise_mode == 'const':
+            return self.noise_const[None, None] * self.noise_strength
+        shape = [batch, 1, self.resolution, self.resolution]
+        return torch.randn(shape, device=self.noise_const.device) * self.noise_strength
+
+    def forward(self, x, w, noise_mode='random', gain=1.0):
+        if noise_mode not in NOISE_MODES:
+            raise ValueError(f'noise_mode must be one of {", ".join(NOISE_MODES)}, got {noise_mode!r}')
+        x = modulated_conv2d(x, self.weight, self.affine(w), self.noise(x.shape[0], noise_mode), up=self.up,
+                             padding=self.padding, resample_filter=self.resample_filter)
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        return bias_act(x, self.bias, act=self.activation, gain=ACTIVATIONS[self.activation].gain * gain, clamp=clamp)
+
+
+class ToRGBLayer(nn.Module):
+    """Modulated 1x1 convolution to image channels, no demodulation. x [N, I, H, W], w [N, w_dim] -> [N, O, H, W]."""
+
+    def __init__(self, in_channels, out_channels, w_dim, kernel_size=1, conv_clamp=None):
+        super().__init__()
+        self.conv_clamp = conv_clamp
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))
+        self.bias = nn.Parameter(torch.zeros([out_channels]))
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size ** 2)
+
+    def forward(self, x, w):
+        styles = self.affine(w) * self.weight_gain
+        x = modulated_conv2d(x, self.weight, styles, demodulate=False)
+        return bias_act(x, self.bias, clamp=self.conv_clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution: (constant or upsampling layer), layer, ToRGB added to the upsampled image.
+
+    forward(x [N, I, H/2, W/2] or None, img [N, img_channels, H/2, W/2] or None, ws [N, 2 or 3, w_dim]) -> (x, img).
+    `up` 1 makes the block that keeps its input's size (used by super-resolution). `use_fp16`: the convolutions run
+    in 16 bits where the device gains by it, clamped at `conv_clamp`.
+    """
+
+    def __init__(self, in_channels, out_channels, w_dim, resolution, img_channels, up=2, use_fp16=False, conv_clamp=256):
+        super().__init__()
+        self.in_channels, self.resolution, self.img_channels, self.up = in_channels, resolution, img_channels, up
+        self.use_fp16 = use_fp16
+        clamp = conv_clamp if use_fp16 else None
+        self.num_conv = 1 if in_channels == 0 else 2
+        self.num_torgb = 1
+        if up > 1 or in_channels == 0:
+            register_resample_filter(self)
+        else:
+            self.register_buffer('resample_filter', None, persistent=False)
+        if in_channels == 0:
+            self.const = nn.Parameter(torch.randn([out_channels, resolution, resolution]))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=up, conv_clamp=clamp)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, conv_clamp=clamp)
+        self.torgb = ToRGBLayer(out_channels, img_channels, w_dim, conv_clamp=clamp)
+
+    def forward(self, x, img, ws, noise_mode='random', force_fp32=False):
+        half = self.use_fp16 and not force_fp32
+        ws = ws.unbind(dim=1)
+        if self.in_channels == 0:
+            x = to_working_format(self.const.expand(ws[0].shape[0], -1, -1, -1), half)
+        else:
+            x = self.conv0(to_working_format(x, half), ws[0], noise_mode)
+        x = self.conv1(x, ws[self.num_conv - 1], noise_mode)
+        rgb = self.torgb(x, ws[self.num_conv]).float()
+        if img is None:
+            return x, rgb
+        if self.up > 1:
+            img = upsample2d(img, self.resample_filter, self.up)
+        return x, img + rgb
+
+
+class SynthesisNetwork(nn.Module):
+    """ws [N, num_ws, w_dim] -> image [N, img_channels, img_resolution, img_resolution], float32."""
+
+    def __init__(self, w_dim, img_resolution, img_channels, channel_base=32768, channel_max=512, num_fp16_res=0, conv_clamp=256):
+        super().__init__()
+        if img_resolution < 4 or img_resolution & (img_resolution - 1):
+            raise ValueError(f'img_resolution must be a power of two of at least 4, got {img_resolution}')
+        self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
+        self.num_ws = num_latents(img_resolution)
+        self.resolutions = [2 ** i for i in range(2, int(math.log2(img_resolution)) + 1)]
+        in_channels = 0
+        for resolution in self.resolutions:
+            out_channels = channels_at(resolution, channel_base, channel_max)
+            use_fp16 = resolution > img_resolution // 2 ** num_fp16_res and resolution > 4
+            setattr(self, f'b{resolution}', SynthesisBlock(in_channels, out_channels, w_dim, resolution, img_channels,
+                                                           use_fp16=use_fp16, conv_clamp=conv_clamp))
+            in_channels = out_channels
+
+    def forward(self, ws, noise_mode='random', force_fp32=False):
+        x = img = None
+        start = 0
+        for resolution in self.resolutions:
+            block = getattr(self, f'b{resolution}')
+            # ToRGB shares its latent with the next block's first layer.
+            x, img = block(x, img, ws[:, start:start + block.num_conv + block.num_torgb], noise_mode, force_fp32)
+            start += block.num_conv
+        return img

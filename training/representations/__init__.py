@@ -1,0 +1,1 @@
+"""Fields: what a family synthesises and the renderer queries."""

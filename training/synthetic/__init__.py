@@ -1,0 +1,1 @@
+"""Procedural heads with exact cameras, masks, depth and normals."""

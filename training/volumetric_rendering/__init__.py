@@ -1,0 +1,1 @@
+"""Rays, sampling, compositing and the renderer; sees only the Field contract."""

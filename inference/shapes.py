@@ -6,6 +6,7 @@ are, with the first axis reversed: its x, y, z are the world's z, y, -x, a rotat
 """
 
 import dataclasses
+import itertools
 
 import mrcfile
 import numpy as np
@@ -16,11 +17,11 @@ import trimesh
 
 from dnnlib import UserError
 from dnnlib.util import written_whole
+from training.representations.base import Field
 
 EMPTY_DENSITY = -1000.0       # of the border: below any level
 BORDER_FRACTION = 30 / 256    # of the resolution, on each side: cameras of the family never see it
-BYTES_PER_POINT = 2048        # working memory of one query point: 700 measured on the 512 model, and room to spare
-MAX_POINTS = 2 ** 17          # more at a time is no faster
+MAX_CHUNK_BYTES = 2 ** 28     # working memory of one query; more at a time is no faster
 LEVEL_GRID = 128              # the level is sought on a grid of about this resolution
 MIN_OPACITY = 0.05            # a volume whose densest rays stop less light than this is empty
 FLOATER_FRACTION = 0.02       # pieces smaller than this share of the largest piece are dropped
@@ -73,15 +74,15 @@ def grid_bytes(resolution):
     return 4 * resolution ** 3
 
 
-def chunk_size(max_bytes, taken=0):
+def chunk_size(max_bytes, taken=0, bytes_per_point=Field.bytes_per_point):
     """How many points are queried at a time in `max_bytes`, of which a grid has `taken` some.
     Raises UserError if fewer than 1024 fit."""
-    points = int(max_bytes - taken) // BYTES_PER_POINT
+    points = int(max_bytes - taken) // bytes_per_point
     if points < 1024:
-        need = (taken + 1024 * BYTES_PER_POINT) / 1e9
+        need = (taken + 1024 * bytes_per_point) / 1e9
         raise UserError(f'--max-mem {max_bytes / 1e9:g}GB is too little: this --shape-res needs at least {need:.3g}GB; '
                         'raise the one or lower the other')
-    return min(points, MAX_POINTS)
+    return min(points, MAX_CHUNK_BYTES // bytes_per_point)
 
 
 @torch.inference_mode()
@@ -94,22 +95,26 @@ def density_grid(field, resolution, box, device, max_bytes=2 * 10 ** 9, progress
     inner = resolution - 2 * border
     if inner < 2:
         raise UserError(f'--shape-res {resolution} is too small; use at least 8')
-    chunk = chunk_size(max_bytes, grid_bytes(resolution))
+    chunk = chunk_size(max_bytes, grid_bytes(resolution), field.bytes_per_point)
     try:
         volume = np.full((resolution,) * 3, EMPTY_DENSITY, dtype=np.float32)
     except MemoryError as error:
         raise UserError(f'--shape-res {resolution} takes {grid_bytes(resolution) / 1e9:.3g}GB, more than this '
                         'machine has free memory, whatever --max-mem allows; lower it') from error
     axis = torch.linspace(-box / 2, box / 2, resolution, device=device)
-    flat = volume.reshape(-1)
-    for start in progress(range(0, inner ** 3, chunk)):
-        # Whole-number arithmetic: float division of such indices shears the grid.
-        index = torch.arange(start, min(start + chunk, inner ** 3), device=device)
-        x, y, z = index // inner ** 2 + border, index // inner % inner + border, index % inner + border
-        points = torch.stack([axis[x], axis[y], axis[z]], dim=-1)[None]             # [1, M, 3]
-        density = field.query(points).density[0, :, 0].float().cpu().numpy()
-        flat[((x * resolution + y) * resolution + z).cpu().numpy()] = density
+    for block in progress(_blocks(border, resolution - border, chunk)):
+        points = torch.stack(torch.meshgrid(*(axis[part] for part in block), indexing='ij'), dim=-1)   # [X, Y, Z, 3]
+        volume[block] = field.density(points.reshape(1, -1, 3)).reshape(points.shape[:3]).float().cpu().numpy()
     return volume
+
+
+def _blocks(first, end, num_points):
+    """Blocks (slices of x, y, z) of at most `num_points` that fill the cube [first, end)^3 of a grid."""
+    side, sizes = end - first, []
+    for plane in (side ** 2, side, 1):             # points of one step along x, y, z
+        sizes.append(min(max(num_points // plane, 1), side))
+    return [tuple(slice(start, min(start + size, end)) for start, size in zip(starts, sizes))
+            for starts in itertools.product(*(range(first, end, size) for size in sizes))]
 
 
 def find_level(volume, box):

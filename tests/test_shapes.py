@@ -32,7 +32,7 @@ def sphere_volume(radius=0.3, resolution=64, center=(0.0, 0.0, 0.0), steepness=1
     return shapes.density_grid(FunctionField(density), resolution, BOX, CPU)
 
 
-@pytest.mark.parametrize('resolution, chunk_bytes', [(32, 10 ** 9), (33, 33 ** 3 * 4 + 1100 * shapes.BYTES_PER_POINT)])
+@pytest.mark.parametrize('resolution, chunk_bytes', [(32, 10 ** 9), (33, 33 ** 3 * 4 + 1100 * Field.bytes_per_point)])
 def test_grid_points_lie_where_they_belong(resolution, chunk_bytes):
     """Not sheared: every sample is taken at its own point, whatever the chunk."""
     field = FunctionField(lambda points: points[..., :1] + 10 * points[..., 1:2] + 100 * points[..., 2:])
@@ -50,16 +50,25 @@ def test_grid_points_lie_where_they_belong(resolution, chunk_bytes):
 def test_queries_stay_within_the_memory_given():
     field = EllipsoidField(torch.tensor(CENTER), torch.zeros(1))
     grid_bytes = 32 ** 3 * 4
-    shapes.density_grid(field, 32, BOX, CPU, grid_bytes + 2000 * shapes.BYTES_PER_POINT)
-    assert field.largest_query == 2000
+    shapes.density_grid(field, 32, BOX, CPU, grid_bytes + 2000 * Field.bytes_per_point)
+    assert 26 ** 2 < field.largest_query <= 2000     # a plane of the grid is 26^2 points
     with pytest.raises(UserError, match='--max-mem'):
         shapes.density_grid(field, 32, BOX, CPU, grid_bytes)
+
+
+@pytest.mark.parametrize('num', [1, 7, 30, 36, 100, 10 ** 6])
+def test_blocks_fill_the_cube_once(num):
+    times = np.zeros((9, 9, 9), int)
+    for block in shapes._blocks(2, 8, num):
+        assert times[block].size <= num
+        times[block] += 1
+    assert (times[2:8, 2:8, 2:8] == 1).all() and times.sum() == 6 ** 3
 
 
 def test_memory_is_checked_before_it_is_taken(monkeypatch):
     monkeypatch.setattr(np, 'full', lambda *_, **__: pytest.fail('the grid was made'))
     with pytest.raises(UserError, match='--max-mem.*--shape-res'):
-        shapes.density_grid(None, 2048, BOX, CPU)
+        shapes.density_grid(Field(), 2048, BOX, CPU)
     with pytest.raises(UserError, match='--max-mem.*--shape-res'):
         shapes.ShapeOptions(('mrc',), 2048)
 
@@ -69,7 +78,7 @@ def test_machine_without_the_memory(monkeypatch):
         raise MemoryError
     monkeypatch.setattr(np, 'full', full)
     with pytest.raises(UserError, match='--shape-res 32.*memory.*--max-mem'):
-        shapes.density_grid(None, 32, BOX, CPU)
+        shapes.density_grid(Field(), 32, BOX, CPU)
 
 
 def surface_error(mesh, radius, center=(0.0, 0.0, 0.0)):

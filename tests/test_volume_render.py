@@ -248,6 +248,35 @@ def test_query(name):
                            for kind in (PlaneField, PlainField))
     assert_close(value.density, expected.density, 'density', 1e-5)
     assert_close(value.features, expected.features, 'features', 1e-5)
+    with torch.no_grad():
+        alone = PlaneField(leaves[0], decoder, options.box_warp, case.plane_axes, case.trilinear).density(points)
+    assert_close(alone, expected.density, 'density alone', 1e-5)
+
+
+@needs_native
+def test_numbers_that_are_none_show():
+    """A NaN in the planes reaches the pictures of the rays that meet it, and no others. The plain code loses more rays: there
+    a NaN counts that no light comes from."""
+    leaves, decoder, options, noise = make(Case(activation='sigmoid'))
+    planes = leaves[0].detach().clone()
+    planes[:, :, :, :, :, 5] = torch.nan
+    rays = Rays(leaves[-2].detach(), leaves[-1].detach())
+    with torch.no_grad():
+        fused, plain = (render_rays(kind(planes, decoder, options.box_warp), rays, options, noise).features.isnan()
+                        for kind in (PlaneField, PlainField))
+    assert fused.sum() > 0.9 * plain.sum() and not (fused & ~plain).any()
+
+
+@needs_native
+def test_camera_gradient_where_depths_follow_the_rays():
+    case = Case(options={'ray_start': 'auto', 'ray_end': 'auto'})
+    leaves, decoder, options, noise = make(case)
+    gradients = []
+    for kind in (PlaneField, PlainField):
+        origins = leaves[-2].detach().clone().requires_grad_(True)
+        out = render_rays(kind(leaves[0], decoder, options.box_warp), Rays(origins, leaves[-1].detach()), options, noise)
+        gradients += torch.autograd.grad(out.features.square().sum() + out.depth.sum(), origins)
+    assert_close(gradients[0], gradients[1], 'origins', 1e-4)
 
 
 @needs_native
@@ -269,7 +298,9 @@ def test_operators_are_well_formed():
     layout = (1.0, [0, 1, 2, 0, 2, 1, 1, 2, 0], True, 0)
     rays = [leaves[-2], leaves[-1], depths, noise.fine, None, None]
     torch.library.opcheck(torch.ops.omnihead.volume_render.default, (*field, *rays, *layout, 0.4, False))
-    torch.library.opcheck(torch.ops.omnihead.plane_query.default, (*(t.detach() for t in field), torch.rand(2, 7, 3), *layout))
+    points = [*(t.detach() for t in field), torch.rand(2, 7, 3)]
+    torch.library.opcheck(torch.ops.omnihead.plane_query.default, (*points, *layout))
+    torch.library.opcheck(torch.ops.omnihead.plane_density.default, (*points, *layout[:3]))
 
 
 @needs_native

@@ -81,6 +81,13 @@ def plane_query(planes, decoder, layout, points):
         return torch.ops.omnihead.plane_query(*floats, *layout.arguments())
 
 
+def plane_density(planes, decoder, layout, points):
+    """Density [N, M, 1] at points [N, M, 3], without gradients and without the work of colours; ask can_render first."""
+    with torch.no_grad():
+        floats = [t.float() for t in (_single(planes), *decoder, points)]
+        return torch.ops.omnihead.plane_density(*floats, *layout.arguments()[:3])
+
+
 def _single(planes):
     """One identity's planes where they were expanded: the operator shares them between all rays."""
     return planes[:1] if planes.shape[0] > 1 and planes.stride(0) == 0 else planes
@@ -94,6 +101,7 @@ def _operators():
     torch.library.register_fake('omnihead::volume_render', _fake_render)
     torch.library.register_fake('omnihead::volume_render_backward', _fake_backward)
     torch.library.register_fake('omnihead::plane_query', _fake_query)
+    torch.library.register_fake('omnihead::plane_density', lambda *tensors: tensors[5].new_empty(*tensors[5].shape[:2], 1))
     torch.library.register_autograd('omnihead::volume_render', _backward, setup_context=_setup_context)
     return True
 

@@ -6,7 +6,8 @@ A tri-grid is three planes with a few layers of depth; a tri-plane has one layer
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops.volume_render import PlaneDecoder, PlaneLayout, RaySamples, can_render, plane_query, volume_render
+from torch_utils.ops.volume_render import (PlaneDecoder, PlaneLayout, RaySamples, can_render, plane_density, plane_query,
+                                             volume_render)
 from training.networks.decoders import OSGDecoder
 from training.representations.base import Field, FieldSample
 from training.volumetric_rendering.renderer import ray_limits
@@ -67,18 +68,35 @@ class PlaneField(Field):
         """Where the planes are."""
         return self.planes.device
 
+    @property
+    def bytes_per_point(self):
+        """Working memory of `density` for each point: the operator needs no more than the points and the result."""
+        return 64 if self._query_decoder() is not None else Field.bytes_per_point
+
     def query(self, points, directions=None):
-        decoder = self._plain_decoder()
-        wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (self.planes, points, *(decoder or ())))
-        if decoder is not None and not wants_grad and can_render(self.planes, decoder):
+        decoder = self._query_decoder(points)
+        if decoder is not None:
             return FieldSample(*plane_query(self.planes, decoder, self._layout(), points))
         features = sample_planes(self.planes, points, self.box_warp, self.plane_axes, self.trilinear)
         return FieldSample(*self.decoder(features))
+
+    def density(self, points):
+        decoder = self._query_decoder(points)
+        return super().density(points) if decoder is None else plane_density(self.planes, decoder, self._layout(), points)
+
+    def _query_decoder(self, points=None):
+        """The decoder's weights where the fused operator can take the query, which it can without gradients only."""
+        decoder = self._plain_decoder()
+        tensors = (self.planes, *(decoder or ()), *(() if points is None else (points,)))
+        wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return decoder if decoder is not None and not wants_grad and can_render(self.planes, decoder) else None
 
     def render_fused(self, rays, options, noise):
         decoder = self._plain_decoder()
         if decoder is None or not can_render(self.planes, decoder):
             return None
+        if options.ray_start == 'auto' and torch.is_grad_enabled() and (rays.origins.requires_grad or rays.directions.requires_grad):
+            return None   # here depths depend on the rays, and the operator has no gradient through depths
         with torch.no_grad():
             depths = stratified_depths(*ray_limits(rays, options), noise.coarse)
         fine_noise = noise.fine if options.depth_resolution_importance > 0 else None

@@ -46,6 +46,8 @@ OMNI_INLINE float sum(vf v) {
     return (t[0] + t[1]) + (t[2] + t[3]);
 }
 
+// Where one is NaN the second argument is taken: values that may be NaN stand second where that shall show, first where
+// a bound must hold.
 OMNI_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 OMNI_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
 OMNI_INLINE vf abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
@@ -59,7 +61,7 @@ OMNI_INLINE vi floor_int(vf x) {
 
 // exp(x), relative error below 2e-7; x is held to the normal numbers' range, so that exp(-inf) is 1e-38 instead of 0.
 OMNI_INLINE vf exp(vf x) {
-    x = min(max(x, splat(-87.3f)), splat(88.3f));
+    x = min(splat(88.3f), max(splat(-87.3f), x));
     const float magic = 12582912.0f;                                     // 1.5 * 2^23: adding it rounds to an integer
     vf t = x * 1.44269504f + magic;
     vf n = t - magic;
@@ -87,13 +89,13 @@ OMNI_INLINE vf log1p_unit(vf u) {
     return p * u;
 }
 
-OMNI_INLINE vf softplus(vf x) { return max(x, splat(0)) + log1p_unit(exp(-abs(x))); }
+OMNI_INLINE vf softplus(vf x) { return max(splat(0), x) + log1p_unit(exp(-abs(x))); }
 
 // softplus(x), and its derivative 1 / (1 + exp(-x)) in `slope`.
 OMNI_INLINE vf softplus(vf x, vf& slope) {
     vf e = exp(-abs(x));
     slope = (x >= splat(0) ? splat(1) : e) / (e + 1.0f);
-    return max(x, splat(0)) + log1p_unit(e);
+    return max(splat(0), x) + log1p_unit(e);
 }
 
 OMNI_INLINE vf sigmoid(vf x) {

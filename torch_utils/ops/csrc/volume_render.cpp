@@ -296,24 +296,37 @@ Backward volume_render_backward(
             sums.b1[0].narrow(0, 0, hidden).contiguous(), w2_grad, b2_grad, origins_grad, directions_grad};
 }
 
-std::tuple<Tensor, Tensor> plane_query(const Tensor& planes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                                       const Tensor& b2, const Tensor& points, double box_warp, at::IntArrayRef axes,
-                                       bool trilinear, int64_t activation) {
+// Density [N, M, 1] and, where wanted, features [N, M, colours] at points [N, M, 3].
+std::tuple<Tensor, Tensor> query(const Tensor& planes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+                                 const Tensor& points, double box_warp, at::IntArrayRef axes, bool trilinear, int64_t activation,
+                                 bool wants_features) {
     const double no_crop = std::numeric_limits<double>::infinity();
     const PackedField p = pack_field(planes, w1, b1, w2, b2, box_warp, axes, trilinear, activation, no_crop);
     TORCH_CHECK(points.dim() == 3 && (planes.size(0) == points.size(0) || planes.size(0) == 1), "points must be [N, M, 3]");
     const int64_t n = points.size(0), m = points.size(1);
     const Tensor where = checked(points, "points", {n, m, 3});
-    Tensor density = at::empty({n, m, 1}, planes.options()), features = at::empty({n, m, w2.size(0) - 1}, planes.options());
+    Tensor density = at::empty({n, m, 1}, planes.options());
+    Tensor features = wants_features ? at::empty({n, m, w2.size(0) - 1}, planes.options()) : Tensor();
     const int64_t per_grid = std::max<int64_t>(planes.size(0) == 1 ? n * m : m, 1);
     for_identities(p, false, [&](const Field& field, int64_t grid, float*) {
         const int64_t begin = grid * per_grid, end = std::min(begin + per_grid, n * m);
         for_pieces(begin, end, 1024, kernels().query_scratch(field), [&](int64_t i, int64_t j, float* scratch) {
-            kernels().query(field, where.const_data_ptr<float>(), per_grid, density.data_ptr<float>(), features.data_ptr<float>(),
-                            i, j, scratch);
+            kernels().query(field, where.const_data_ptr<float>(), per_grid, density.data_ptr<float>(),
+                            wants_features ? features.data_ptr<float>() : nullptr, i, j, scratch);
         });
     });
     return {density, features};
+}
+
+std::tuple<Tensor, Tensor> plane_query(const Tensor& planes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                                       const Tensor& b2, const Tensor& points, double box_warp, at::IntArrayRef axes,
+                                       bool trilinear, int64_t activation) {
+    return query(planes, w1, b1, w2, b2, points, box_warp, axes, trilinear, activation, true);
+}
+
+Tensor plane_density(const Tensor& planes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+                     const Tensor& points, double box_warp, at::IntArrayRef axes, bool trilinear) {
+    return std::get<0>(query(planes, w1, b1, w2, b2, points, box_warp, axes, trilinear, ACTIVATION_NONE, false));
 }
 
 std::string instruction_set() { return kernels().name; }
@@ -334,6 +347,7 @@ TORCH_LIBRARY(omnihead, m) {
           "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     m.def("plane_query(" OMNI_FIELD "Tensor points, float box_warp, int[] axes, bool trilinear, int activation) "
           "-> (Tensor density, Tensor features)");
+    m.def("plane_density(" OMNI_FIELD "Tensor points, float box_warp, int[] axes, bool trilinear) -> Tensor");
     m.def("instruction_set() -> str", omni::instruction_set);
 }
 
@@ -341,4 +355,5 @@ TORCH_LIBRARY_IMPL(omnihead, CPU, m) {
     m.impl("volume_render", omni::volume_render);
     m.impl("volume_render_backward", omni::volume_render_backward);
     m.impl("plane_query", omni::plane_query);
+    m.impl("plane_density", omni::plane_density);
 }

@@ -64,7 +64,7 @@ struct Kernels {
                      float* scratch);                              // rays of one grid only
     int64_t (*query_scratch)(const Field&);
     void (*query)(const Field&, const float* points, int64_t per_grid, float* density, float* features, int64_t first,
-                  int64_t end, float* scratch);                    // points [G * per_grid, 3]
+                  int64_t end, float* scratch);                    // points [G * per_grid, 3]; features may be null
 };
 
 // Null where the compiler or the machine's architecture has no such instruction set.

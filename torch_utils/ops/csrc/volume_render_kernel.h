@@ -285,6 +285,7 @@ static void query(const Field& f, const float* points, int64_t per_grid, float* 
     Arena arena = {scratch, 0};
     Batch b = make_batch(arena, f, TARGET_POINTS, false, false);
     if (!b.colour) b.colour = arena.floats(int64_t(TARGET_POINTS) * f.colours);
+    if (!features) b.colour = nullptr;
     while (first < end) {
         int64_t image = first / per_grid, left = (image + 1) * per_grid;
         left = (left < end ? left : end) - first;
@@ -292,10 +293,9 @@ static void query(const Field& f, const float* points, int64_t per_grid, float* 
         for (int i = 0; i < count; i++)
             for (int a = 0; a < 3; a++) b.position[a][i] = points[(first + i) * 3 + a];
         evaluate(f, grid_of(f, image), b, 0, count);
-        for (int i = 0; i < count; i++) {
-            density[first + i] = b.density[i];
+        copy(density + first, b.density, count);
+        for (int i = 0; features && i < count; i++)
             copy(features + (first + i) * f.colours_used, b.colour + int64_t(i) * f.colours, f.colours_used);
-        }
         first += count;
     }
 }

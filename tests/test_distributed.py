@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -60,6 +61,14 @@ def work(folder, device):
     seen['stats'] = collector.as_dict()
     seen['sum'] = distributed.sum_over_ranks(torch.tensor(rank + 1.0)).item()
     seen['gathered'] = distributed.gather_objects(rank)
+    seen['from first'] = distributed.broadcast_object(f'by {rank}')
+    seen['shard'] = distributed.shard(range(5)) == range(rank, 5, 2)
+    seen['whole'] = distributed.gather_shards([item * 10 for item in distributed.shard(range(5))])
+    with distributed.first_process('writing') as first:
+        if first:
+            time.sleep(0.3)
+            (folder / 'written').touch()
+    seen['order'] = [first, (folder / 'written').exists()]
     (folder / f'{rank}.json').write_text(json.dumps(seen))
 
 
@@ -101,6 +110,15 @@ def test_statistics_cover_all_processes(seen):
         assert s['stats']['loss1'] == {'num': 1, 'mean': 4.0, 'std': 0.0}
 
 
+def test_work_is_split_and_put_together(seen):
+    assert [s['whole'] for s in seen] == [[0, 10, 20, 30, 40], None] and all(s['shard'] for s in seen)
+    assert [s['from first'] for s in seen] == ['by 0', 'by 0']
+
+
+def test_others_wait_for_the_first_process(seen):
+    assert [s['order'] for s in seen] == [[True, True], [False, True]]
+
+
 def test_error_of_the_user_comes_back_from_a_process():
     with pytest.raises(dnnlib.UserError, match='^--data x.zip: absent$'):
         distributed.spawn(fail, 2, 'cpu')
@@ -109,7 +127,7 @@ def test_error_of_the_user_comes_back_from_a_process():
 def test_torchrun(tmp_path):
     script = tmp_path / 'script.py'
     script.write_text('import sys\nfrom pathlib import Path\nfrom test_distributed import distributed, work\n'
-                      'work(Path(sys.argv[1]), "cpu")\ndistributed.cleanup()\n')
+                      'distributed.run_processes(work, 1, Path(sys.argv[1]), "cpu")\n')
     path = os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(distributed.__file__))])
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', str(script),
                            str(tmp_path)], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': path})
@@ -132,8 +150,11 @@ def test_alone(capsys):
     distributed.cleanup()
     assert module.first.weight.grad.sum() == 6 and module.first.bias.grad is None
     called = []
-    distributed.spawn(called.append, 1, 'here')
+    distributed.run_processes(called.append, 1, 'here')
     distributed.print0('hello')
+    assert distributed.gather_shards(distributed.shard([1, 2, 3])) == [1, 2, 3] and distributed.broadcast_object(5) == 5
+    with distributed.first_process('writing') as first:
+        assert first
     assert called == ['here'] and capsys.readouterr().out == 'hello\n'
 
 

@@ -17,8 +17,7 @@ from metrics import MODES, append_record, list_metrics, measure
 @click.option('--seg', help='Folder or zip of their masks, for metrics that use masks', metavar='PATH')
 @click.option('--metrics', help=f'Names with commas between, of: {", ".join(list_metrics())}', default='frechet_seeded',
               show_default=True)
-@click.option('--num', help='Number of generated and, at most, of real images', type=click.IntRange(min=2), default=2000,
-              show_default=True)
+@click.option('--num', help="Number of generated images  [default: each metric's own]", type=click.IntRange(min=2))
 @click.option('--mode', help='Which |yaw| count: 0..180, 0..90 or 90..180 degrees', type=click.Choice(list(MODES)), default='all',
               show_default=True)
 @click.option('--batch', 'batch_size', help='Images at a time', type=click.IntRange(min=1), default=16, show_default=True)

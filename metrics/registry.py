@@ -1,53 +1,63 @@
-"""The metrics by name. A metric is a function from an `Evaluation` to a dict of figures, registered by a decorator."""
+"""The metrics by name. A metric is a short function under a decorator that fixes its protocol.
 
-import time
+Two kinds, told apart by `collects`:
+
+- With a collector (metrics.collectors), the function takes what was collected: `function(real, fake)`, or `function(fake)`
+  where the protocol has `real=False`. The evaluator makes the images, shares them among the processes and among all
+  metrics that want the same ones, and calls the function once, on process 0.
+- Without, it takes the `Evaluation` (metrics.evaluation) and runs in every process; `Evaluation.map` shares the work and
+  gives all results to all.
+
+Both return {figure: number}; the figure's names start with the metric's.
+"""
+
+import math
+import re
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import Callable, Optional
 
 import dnnlib
 
 # |yaw| bounds in degrees of the images that count (PanoHead, 2303.13071, section 4).
 MODES = {'all': (0, 180), 'front': (0, 90), 'back': (90, 180)}
+ALL = math.inf
 
 _METRICS = {}
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What is measured: `generator` on `device` against `dataset` (training.dataset.HeadDataset, already filtered to the
-    yaws of `mode`), with `num` fakes and as many reals as there are up to `num`. Results depend on `seed`, not on
-    `batch_size`. Raises UserError if the parts do not fit together."""
-    generator: nn.Module
-    dataset: object
-    num: int
-    mode: str = 'all'
-    device: torch.device = torch.device('cpu')
-    batch_size: int = 16
-    seed: int = 0
-    progress: bool = False        # show bars
+class Metric:
+    """A metric and its protocol.
 
-    def __post_init__(self):
-        if self.mode not in MODES:
-            raise dnnlib.UserError(f'--mode {self.mode}: unknown, choose one of {", ".join(MODES)}')
-        if self.num < 2 or self.batch_size < 1:
-            raise dnnlib.UserError(f'--num {self.num}, --batch {self.batch_size}: a metric needs --num of at least 2 and --batch '
-                                   'of at least 1')
-        if self.dataset.label_dim != self.generator.c_dim:
-            raise dnnlib.UserError(f'--data: labels have {self.dataset.label_dim} numbers, the network takes '
-                                   f'{self.generator.c_dim}; give images with a dataset.json')
-        if self.dataset.resolution != self.generator.img_resolution:
-            raise dnnlib.UserError(f'--data: images are {self.dataset.resolution} pixels wide, the network\'s are '
-                                   f'{self.generator.img_resolution}; convert them with dataset_tool_seg.py --resolution')
+    `num`: generated samples; `max_real`: reals at most, None as many as `num`; `features`: name of its feature network in
+    metrics.features, None for a metric without; `collects`: class of collector or None; `real`: whether reals are
+    collected; `fixed_features`: the network is part of the metric, --features does not change it.
+    """
+    name: str
+    function: Callable
+    num: int = 50_000
+    max_real: Optional[float] = None
+    features: Optional[str] = None
+    collects: Optional[type] = None
+    real: bool = True
+    fixed_features: bool = False
+
+    def figure_prefix(self, num, features):
+        """What the figures of this metric are called at `num` samples of the feature network named `features`: the
+        metric's own name under its own protocol, and otherwise one that says what is different, such as fid2k_full or
+        fid50k_full-builtin, so that nobody takes it for the figure of the literature."""
+        count = f'{num // 1000}k' if num % 1000 == 0 else str(num)
+        name = re.sub(r'50k', count, self.name, count=1) if num != self.num else self.name
+        return name if features in (None, self.features) else f'{name}-{features}'
 
 
-def register_metric(name):
-    """Decorator: enter a function Evaluation -> {figure: number} under `name`."""
+def register_metric(name, **protocol):
+    """Decorator: enter a function under `name` with its `protocol`, the fields of Metric. Its docstring says what a good
+    value is."""
     def decorator(function):
         if name in _METRICS:
             raise ValueError(f'metric {name!r} is registered twice')
-        _METRICS[name] = function
+        _METRICS[name] = Metric(name, function, **protocol)
         return function
     return decorator
 
@@ -58,17 +68,7 @@ def list_metrics():
 
 
 def metric_function(name):
-    """The metric of that name. Raises UserError listing the known ones."""
+    """The Metric of that name. Raises UserError listing the known ones."""
     if name not in _METRICS:
         raise dnnlib.UserError(f'--metrics {name}: unknown, choose from {", ".join(list_metrics())}')
     return _METRICS[name]
-
-
-def compute_metric(name, evaluation):
-    """JSON-ready record of one metric: {'metric', 'results': {figure: number}, 'mode', 'num', 'num_real', 'seed',
-    'total_sec'}."""
-    start = time.time()
-    results = metric_function(name)(evaluation)
-    return {'metric': name, 'results': results, 'mode': evaluation.mode, 'num': evaluation.num,
-            'num_real': min(evaluation.num, len(evaluation.dataset)), 'seed': evaluation.seed,
-            'total_sec': round(time.time() - start, 3)}

@@ -1,5 +1,6 @@
 """Image sets for training and metrics: images, masks and labels of a folder or zip, and the order they are drawn in."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -136,6 +137,18 @@ class HeadDataset(torch.utils.data.Dataset):
             return np.zeros([len(self), 0], dtype=np.float32)
         labels = torch.from_numpy(self._labels[self._index])
         return torch.where(torch.from_numpy(self._flip)[:, None], camera_utils.flip_label(labels), labels).numpy()
+
+    def content_digest(self):
+        """sha256 of the whole set, whatever the options select of it: names, labels, and size and CRC-32 of every image and
+        mask. The same for a folder and a zip of the same files. Folders are read through, zips only listed."""
+        digest = hashlib.sha256()
+        for i, name in enumerate(self._names):
+            digest.update(f'{name} {self._images.checksum(name)}'.encode())
+            if self._masks is not None:
+                digest.update(f' {self._masks.checksum(self._mask_names[i])}'.encode())
+        if self._labels is not None:
+            digest.update(self._labels.tobytes())
+        return digest.hexdigest()
 
     def close(self):
         """Close the files; a later read opens them again."""

@@ -95,6 +95,17 @@ class ImageStore:
         """The fully read PIL image `name`. Raises UserError naming it."""
         return decode_image(self.read(name), self.locate(name))
 
+    def checksum(self, name):
+        """(bytes, CRC-32) of the file `name`; out of a zip's directory, without reading the file. UserError naming it."""
+        if self._is_zip:
+            try:
+                info = self._open_zip().getinfo(name)
+            except KeyError as error:
+                raise UserError(f'{self.locate(name)}: not in the zip') from error
+            return info.file_size, info.CRC
+        data = self.read(name)
+        return len(data), zlib.crc32(data)
+
     def close(self):
         """Close the zip, if any; a later read opens it again."""
         if self._zip is not None and self._zip_pid == os.getpid():

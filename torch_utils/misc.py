@@ -51,6 +51,23 @@ def to_working_format(x, use_half):
     return x.float() if dtype == torch.float32 else x.to(dtype, memory_format=torch.channels_last)
 
 
+def grouped(x, size=None):
+    """View [G, N/G, ...] of x [N, ...] as groups of G = `size` samples (None or more than N: all of them); group k holds
+    the samples k, k + N/G, k + 2 N/G, ... A batch split between processes by every so-manieth sample keeps its groups.
+    Raises ValueError if N is no multiple of the size."""
+    num = x.shape[0]
+    size = num if size is None else min(size, num)
+    if num % size:
+        raise ValueError(f'the batch of {num} images is no multiple of the minibatch-std group of {size} (--mbstd-group)')
+    return x.reshape(size, num // size, *x.shape[1:])
+
+
+def deviation_within_groups(x, size=None):
+    """Standard deviation of each entry of x [N, C] over the samples of the same group (see `grouped`), [N, C]."""
+    groups = grouped(x, size)
+    return groups.std(dim=0).repeat(groups.shape[0], 1)
+
+
 def named_params_and_buffers(module):
     """List of (name, tensor) of all parameters and buffers, persistent or not."""
     return [*module.named_parameters(), *module.named_buffers()]

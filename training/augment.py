@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_utils import streams
+
 # Scaling coefficients of the sym6 wavelet (Daubechies 1992): orthogonal to its even shifts, so that upsampling with it
 # and downsampling with it again is the identity.
 SYM6 = (0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
@@ -111,8 +113,9 @@ class AugmentPipe(nn.Module):
 
         Keys ending in 'mask' are masks [N, 1, h, w] in [0, 1]: they move and are cut out with the others, but keep
         their values otherwise. All other entries are colour images [N, 3, h, w] in [-1, 1]. None entries stay None.
-        `generator`: CPU torch.Generator of all random numbers. Samples that draw no transform pass bit-equal; p = 0
-        returns the very tensors. Differentiable any number of times with respect to the images.
+        `generator`: CPU torch.Generator of all random numbers, None for the samples' own (torch_utils.streams). Samples
+        that draw no transform pass bit-equal; p = 0 returns the very tensors. Differentiable any number of times with
+        respect to the images.
         """
         p = float(self.p)
         present = {key: x for key, x in images.items() if x is not None}
@@ -125,13 +128,13 @@ class AugmentPipe(nn.Module):
         out = {key: _on_rows(x, theta != torch.eye(3), _move, theta, key not in colour) for key, x in present.items()}
         matrix = draw.colour()
         gains = draw.band_gains()
-        sigma = draw.noise()
+        noise = draw.noise()
         for key in colour:
             x = _on_rows(out[key], matrix != torch.eye(4), _recolour, matrix)
             octaves = max(round(math.log2(max(sizes) / x.shape[-1])), 0)
             own = gains[:, (torch.arange(NUM_BANDS) - octaves).clamp(min=0)]
             x = _on_rows(x, own != 1, _filter, own @ self.bank)
-            out[key] = _on_rows(x, sigma != 0, _add_noise, sigma, draw.seed())
+            out[key] = _on_rows(x, noise[:, 0] != 0, _add_noise, noise)
         centre = draw.cutout()
         for key, x in out.items():
             # Mid-grey in either range: the discriminator sees a mask m as 2m - 1.
@@ -147,13 +150,10 @@ class _Draw:
         self.num, self.p, self.strengths, self.generator = num, p, strengths, generator
 
     def uniform(self):
-        return torch.rand([self.num], generator=self.generator)
+        return streams.uniform([self.num]) if self.generator is None else torch.rand([self.num], generator=self.generator)
 
     def normal(self):
-        return torch.randn([self.num], generator=self.generator)
-
-    def seed(self):
-        return int(torch.randint(2 ** 31, [], generator=self.generator))
+        return streams.normal([self.num]) if self.generator is None else torch.randn([self.num], generator=self.generator)
 
     def pick(self, name, values, neutral, p=None):
         """`values` [N, ...] where the transform hits, `neutral` elsewhere."""
@@ -210,8 +210,9 @@ class _Draw:
         return gains
 
     def noise(self):
-        """[N] standard deviation, 0 = none."""
-        return self.pick('noise', self.normal().abs() * self.strengths['noise'], torch.zeros(1))
+        """[N, 2] standard deviation (0 = none) and seed of the noise."""
+        sigma = self.pick('noise', self.normal().abs() * self.strengths['noise'], torch.zeros(1))
+        return torch.stack([sigma, self.uniform()], dim=1)
 
     def cutout(self):
         """[N, 2] centre (x, y) of the square in [0, 1], NaN = none."""
@@ -357,10 +358,12 @@ def _filter(x, taps):
     return x.reshape(num, channels, height, width)
 
 
-def _add_noise(x, sigma, seed):
-    """x [N, C, H, W] plus white noise of deviation sigma [N]. Drawn on the device of x."""
-    noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), dtype=x.dtype, device=x.device)
-    return x + noise * sigma[:, None, None, None]
+def _add_noise(x, parameters):
+    """x [N, C, H, W] plus white noise of deviation parameters[:, 0], drawn on the device of x from parameters[:, 1]."""
+    noise = torch.empty_like(x)
+    for row, seed in zip(noise, parameters[:, 1].tolist()):
+        row.normal_(generator=torch.Generator(x.device).manual_seed(int(seed * 2 ** 24)))
+    return x + noise * parameters[:, 0, None, None, None]
 
 
 def _cut(x, centre, side, value):

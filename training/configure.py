@@ -134,6 +134,13 @@ def discriminator_config(o):
         mbstd_group_size=min(o.mbstd_group, o.batch_gpu), disc_c_noise=o.disc_c_noise, freeze_layers=o.freezed)
 
 
+def group_size(options):
+    """Samples that count as one batch where a batch's mean or neighbours matter: the minibatch-std group, so that nothing
+    depends on how --gpus and --batch-gpu split the batch."""
+    group = min(options.mbstd_group, options.batch_gpu)
+    return options.batch_gpu if group == 1 else group
+
+
 def training_config(given):
     """Configuration tree of a run from the flags `given` (dict; None: not given). Raises UserError naming the flag."""
     o = merge_options(given)
@@ -152,7 +159,7 @@ def training_config(given):
         D=discriminator_config(o),
         G_opt=dict(lr=o.glr, betas=[0.0, o.adam_beta2], eps=1e-8),
         D_opt=dict(lr=o.dlr, betas=[0.0, o.adam_beta2], eps=1e-8),
-        loss=dict(r1_gamma=o.gamma, r1_gamma_seg=o.gamma if o.gamma_seg is None else o.gamma_seg, trans_reg=o.trans_reg,
+        loss=dict(group_size=group_size(o), r1_gamma=o.gamma, r1_gamma_seg=o.gamma if o.gamma_seg is None else o.gamma_seg, trans_reg=o.trans_reg,
                   bcg_reg_prob=o.bcg_reg_prob, style_mixing_prob=o.style_mixing_prob, noise_mode=o.noise_mode, c_noise=o.c_noise,
                   g_reg_interval=o.density_reg_every, d_reg_interval=o.d_reg_every),
         density_reg=dict(reg_type=o.reg_type, weight=o.density_reg, p_dist=o.density_reg_p_dist, interval=o.density_reg_every),

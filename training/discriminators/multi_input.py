@@ -10,7 +10,8 @@ import math
 import torch
 from torch import nn
 
-from torch_utils.misc import to_working_format
+from torch_utils import streams
+from torch_utils.misc import deviation_within_groups, grouped, to_working_format
 from torch_utils.ops.resize import resize
 from torch_utils.persistence import persistent_class
 from training.networks.layers import Conv2dLayer, FullyConnectedLayer, MappingNetwork, register_resample_filter
@@ -54,10 +55,8 @@ class MinibatchStdLayer(nn.Module):
 
     def forward(self, x):
         n, c, h, w = x.shape
-        group = n if self.group_size is None else min(self.group_size, n)
-        if n % group:
-            raise ValueError(f'the batch of {n} images is no multiple of the minibatch-std group of {group} (--mbstd-group)')
-        y = x.reshape(group, n // group, c, h, w)
+        y = grouped(x, self.group_size)                                            # [group, N/group, C, H, W]
+        group = y.shape[0]
         std = ((y - y.mean(dim=0)).square().mean(dim=0) + 1e-8).sqrt()             # [N/group, C, H, W]
         y = std.mean(dim=[1, 2, 3]).repeat(group)[:, None, None, None]
         return torch.cat([x, y.expand(n, 1, h, w)], dim=1)
@@ -86,7 +85,8 @@ class MultiInputDiscriminator(nn.Module):
 
     `inputs`: which of image, image_raw, image_mask are stacked at img_resolution; `mask_trunk_resolution`: side at
     which a second trunk takes the mask, None for no such trunk; `disc_c_noise`: noise on the label, in standard
-    deviations of each entry over the batch; `freeze_layers`: Freeze-D, that many layers from the input on never learn.
+    deviations of each entry over the minibatch-std group (over the batch if that is 1); `freeze_layers`: Freeze-D, that
+    many layers from the input on never learn.
     """
 
     def __init__(self, c_dim=25, img_resolution=512, inputs=('image', 'image_raw', 'image_mask'), mask_trunk_resolution=None,
@@ -154,5 +154,7 @@ class MultiInputDiscriminator(nn.Module):
         if self.c_dim == 0:
             return None
         if self.disc_c_noise > 0:
-            c = c + torch.randn_like(c) * c.std(dim=0) * self.disc_c_noise
+            group = self.b4.mbstd.group_size
+            deviation = deviation_within_groups(c, None if group == 1 else group)
+            c = c + streams.normal(c.shape, c.device) * deviation * self.disc_c_noise
         return self.mapping(None, c)

@@ -7,7 +7,8 @@ from typing import Dict, Optional
 import torch
 import torch.nn.functional as F
 
-from torch_utils import training_stats
+from torch_utils import streams, training_stats
+from torch_utils.misc import deviation_within_groups, grouped
 from torch_utils.ops.resize import resize
 from torch_utils.ops.upfirdn2d import filter2d
 
@@ -27,19 +28,20 @@ class LossOptions:
     """Weights and probabilities of the loss; images' gradients are penalised by r1_gamma, masks' by r1_gamma_seg."""
     r1_gamma: float = 10.0
     r1_gamma_seg: float = 10.0
-    trans_reg: float = 0.0            # weight of the squared mean translation of the cameras
+    group_size: Optional[int] = None  # samples that count as one batch where a batch's mean or neighbours matter; None: all
+    trans_reg: float = 0.0            # weight of the squared mean translation of the cameras of a group
     bcg_reg_prob: float = 0.0         # probability that a background is painted from a neighbour's latents
     style_mixing_prob: float = 0.0
     noise_mode: str = 'random'        # of the backbone's layers in training
-    c_noise: float = 0.0              # noise on the generator's conditioning label, in deviations of each entry over the batch
+    c_noise: float = 0.0              # noise on the generator's conditioning label, in deviations of each entry over the group
     g_reg_interval: int = 4
     d_reg_interval: int = 16
 
 
-def neighbours(x, probability):
-    """x [N, ...] with each item replaced by its neighbour's in the batch with that probability."""
-    swap = torch.rand([x.shape[0]] + [1] * (x.ndim - 1), device=x.device) < probability
-    return torch.where(swap, x.roll(1, dims=0), x)
+def neighbours(x, probability, group_size=None):
+    """x [N, ...] with each item replaced by its neighbour's in the group (see misc.grouped) with that probability."""
+    swap = streams.uniform([x.shape[0]] + [1] * (x.ndim - 1), x.device) < probability
+    return torch.where(swap, grouped(x, group_size).roll(1, dims=0).reshape(x.shape), x)
 
 
 def blur(x, sigma):
@@ -75,21 +77,24 @@ class AdversarialLoss:
         return phases
 
     def accumulate(self, phase, batch, schedule, gain=1.0):
-        """Add the gradients of `phase` for `batch`, times `gain`; `schedule` holds the step's values."""
-        getattr(self, f'_{phase}')(batch, schedule, gain)
+        """Add the gradients of `phase` for `batch`, times `gain`; `schedule` holds the step's values. Returns the loss, a
+        tensor without gradient."""
+        return getattr(self, f'_{phase}')(batch, schedule, gain).detach()
 
     def _latents(self, batch, schedule, update_emas=False):
         """ws, and the translation of the cameras or None, of a batch under the conditioning swap and style mixing."""
-        g = self.generator
-        c = neighbours(batch.gen_labels, schedule.gpc_swap_probability) if schedule.gpc_swap_probability > 0 else batch.gen_labels
+        g, group = self.generator, self.options.group_size
+        c = batch.gen_labels
+        if schedule.gpc_swap_probability > 0:
+            c = neighbours(c, schedule.gpc_swap_probability, group)
         if self.options.c_noise > 0:
-            c = c + torch.randn_like(c) * c.std(dim=0) * self.options.c_noise
+            c = c + streams.normal(c.shape, c.device) * deviation_within_groups(c, group) * self.options.c_noise
         ws = g.mapping(batch.gen_z, c, update_emas=update_emas)
         if self.options.style_mixing_prob > 0:
             num_ws = ws.shape[1]
-            cutoff = int(torch.randint(1, num_ws, [])) if torch.rand([]) < self.options.style_mixing_prob else num_ws
+            cutoff = 1 + int(streams.integers(num_ws - 1, [])) if streams.uniform([]) < self.options.style_mixing_prob else num_ws
             if cutoff < num_ws:
-                other = g.mapping(torch.randn_like(batch.gen_z), c)
+                other = g.mapping(streams.normal(batch.gen_z.shape, c.device), c)
                 ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
         return ws, g.camera_offset(batch.gen_z, c)
 
@@ -98,7 +103,7 @@ class AdversarialLoss:
         g = self.generator
         ws, offset = self._latents(batch, schedule, update_emas)
         camera = batch.gen_labels if offset is None else g.move_camera(batch.gen_labels, offset)
-        ws_bcg = neighbours(ws, self.options.bcg_reg_prob) if self.options.bcg_reg_prob > 0 else None
+        ws_bcg = neighbours(ws, self.options.bcg_reg_prob, self.options.group_size) if self.options.bcg_reg_prob > 0 else None
         options = dataclasses.replace(g.rendering, jitter=True, density_noise=schedule.density_noise)
         out = g.synthesis(ws, camera, schedule.neural_rendering_resolution, options, ws_bcg, self.options.noise_mode,
                           cond=batch.gen_cond)
@@ -130,20 +135,24 @@ class AdversarialLoss:
         total = loss.mean()
         if self.options.trans_reg > 0 and fake.camera_offset is not None:
             # Cameras may move, but not all the same way: that would only shift the heads.
-            trans_loss = fake.camera_offset.mean(dim=0).square().sum() * self.options.trans_reg
+            mean = grouped(fake.camera_offset, self.options.group_size).mean(dim=0)                    # [groups, 3]
+            trans_loss = mean.square().sum(dim=1).mean() * self.options.trans_reg
             training_stats.report('Loss/G/trans_reg_loss', trans_loss)
             training_stats.report('Camera/translation', fake.camera_offset.norm(dim=1))
             total = total + trans_loss
         training_stats.report('Mask/coverage', fake.image_mask.mean(dim=[1, 2, 3]))
         total.mul(gain).backward()
+        return total
 
     def _Greg(self, batch, schedule, gain):
         ws, _ = self._latents(batch, schedule)
         field = self.generator.build_field(ws, batch.gen_cond, self.options.noise_mode)
-        for regularizer in self.regularizers:
-            loss = regularizer(self.generator, field)
+        losses = [regularizer(self.generator, field) for regularizer in self.regularizers]
+        for regularizer, loss in zip(self.regularizers, losses):
             training_stats.report(f'Loss/G/{regularizer.name}', loss)
-            loss.mul(gain).backward()
+        total = sum(losses)
+        total.mul(gain).backward()
+        return total
 
     def _Dmain(self, batch, schedule, gain):
         with torch.no_grad():
@@ -156,7 +165,9 @@ class AdversarialLoss:
         real_logits = self._report_real(self.scores(self.reals(batch, schedule), batch.labels, schedule))
         loss_real = F.softplus(-real_logits)
         loss_real.mean().mul(gain).backward()
-        training_stats.report('Loss/D/loss', loss_fake.detach() + loss_real.detach())
+        both = loss_fake.detach() + loss_real.detach()
+        training_stats.report('Loss/D/loss', both)
+        return both.mean()
 
     def _report_real(self, logits):
         training_stats.report('Loss/scores/real', logits)
@@ -176,3 +187,4 @@ class AdversarialLoss:
             loss = loss + penalty['image_mask'] * (self.options.r1_gamma_seg / 2)
         training_stats.report('Loss/D/reg', loss)
         loss.mean().mul(gain).backward()
+        return loss.mean()

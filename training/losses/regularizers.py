@@ -2,6 +2,8 @@
 
 import torch
 
+from torch_utils import streams
+
 TYPES = ('l1', 'monotonic-detach', 'monotonic-fixed')
 MONOTONIC_WEIGHT = 10.0
 L1_POINTS = 1000
@@ -21,9 +23,9 @@ class DensityL1:
         self.weight, self.step, self.interval = weight, step, interval
 
     def __call__(self, generator, field):
-        points = torch.rand([field.num, L1_POINTS, 3], device=field.device) * 2 - 1
+        points = streams.uniform([field.num, L1_POINTS, 3], field.device) * 2 - 1
         step = generator.rendering.box_warp / VOXELS if self.step is None else self.step
-        density = field.query(torch.cat([points, points + torch.randn_like(points) * step], dim=1)).density
+        density = field.query(torch.cat([points, points + streams.normal(points.shape, points.device) * step], dim=1)).density
         return (density[:, :L1_POINTS] - density[:, L1_POINTS:]).abs().mean() * self.weight
 
 
@@ -39,7 +41,7 @@ class DensityMonotonic:
         self.smooth = DensityL1(weight, step=None)
 
     def __call__(self, generator, field):
-        points = torch.rand([field.num, MONOTONIC_POINTS, 3], device=field.device) * 2 - 1
+        points = streams.uniform([field.num, MONOTONIC_POINTS, 3], field.device) * 2 - 1
         inward = torch.tensor([0.0, 0.0, -1.0], device=points.device) * (generator.rendering.box_warp / VOXELS)
         density = field.query(torch.cat([points, points + inward], dim=1)).density
         outer, inner = density[:, :MONOTONIC_POINTS], density[:, MONOTONIC_POINTS:]

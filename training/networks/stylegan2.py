@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from torch_utils import streams
 from torch_utils.misc import to_working_format
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import modulated_conv2d
@@ -47,7 +48,7 @@ class SynthesisLayer(nn.Module):
         if noise_mode == 'const':
             return self.noise_const[None, None] * self.noise_strength
         shape = [batch, 1, self.resolution, self.resolution]
-        return torch.randn(shape, device=self.noise_const.device) * self.noise_strength
+        return streams.normal(shape, self.noise_const.device) * self.noise_strength
 
     def forward(self, x, w, noise_mode='random', gain=1.0):
         if noise_mode not in NOISE_MODES:

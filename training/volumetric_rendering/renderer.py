@@ -5,6 +5,7 @@ from typing import NamedTuple, Optional, Union
 
 import torch
 
+from torch_utils import streams
 from training.volumetric_rendering.compositing import Composite, interval_weights, march
 from training.volumetric_rendering.rays import box_limits
 from training.volumetric_rendering.sampling import importance_depths, midpoint_noise, stratified_depths
@@ -52,9 +53,9 @@ def draw_noise(rays, options):
     device = rays.origins.device
     coarse, fine = (n, m, options.depth_resolution), (n, m, options.depth_resolution_importance)
     std = options.density_noise
-    normal = [torch.randn(shape, device=device) * std if std > 0 else None for shape in (coarse, fine)]
+    normal = [streams.normal(shape, device) * std if std > 0 else None for shape in (coarse, fine)]
     if options.jitter:
-        return RenderNoise(torch.rand(coarse, device=device), torch.rand(fine, device=device), *normal)
+        return RenderNoise(streams.uniform(coarse, device), streams.uniform(fine, device), *normal)
     return RenderNoise(torch.full((1, 1, 1), 0.5, device=device).expand(coarse), midpoint_noise(fine, device), *normal)
 
 

@@ -7,7 +7,7 @@ import json
 
 import click
 
-from dnnlib.cli import user_errors
+from dnnlib.cli import trust_pickle_option, user_errors
 from metrics import MODES, append_record, list_metrics, measure
 
 
@@ -24,6 +24,7 @@ from metrics import MODES, append_record, list_metrics, measure
 @click.option('--seed', help='Random seed of images and labels', type=click.IntRange(0, 2 ** 32 - 1), default=0,
               show_default=True)
 @click.option('--device', help='auto, cpu, cuda or mps', default='auto', show_default=True)
+@trust_pickle_option()
 @user_errors
 def main(metrics, **opts):
     """Measure a network against a data set."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import dnnlib
-from dnnlib.cli import FiniteFloat, user_errors, writable_folder
+from dnnlib.cli import FiniteFloat, trust_pickle_option, user_errors, writable_folder
 from metrics import append_record, measure, metric_function
 from torch_utils import distributed, misc
 from training.configure import CHOICES, describe_run, set_values, training_config
@@ -103,6 +103,7 @@ def run_process(config, run_dir):
 @with_flags
 @click.option('--set', 'assignments', multiple=True, metavar='PATH=VALUE', help='Any entry of the configuration, e.g. G.features=16')
 @click.option('-n', '--dry-run', is_flag=True, help='Print the configuration and stop')
+@trust_pickle_option()
 @user_errors
 def main(outdir, assignments, dry_run, **flags):
     """Train a head generator; see README.md for whole commands."""

@@ -10,6 +10,9 @@ import click
 
 from dnnlib.util import UserError
 
+# Set while a command runs that was given --trust-pickle: in the environment, so that the processes it starts know as well.
+TRUST_PICKLE = 'OMNIHEAD_TRUST_PICKLE'
+
 
 def user_errors(command):
     """Decorator of a click callback: a UserError inside becomes a message on stderr and exit code 2, no traceback."""
@@ -22,6 +25,17 @@ def user_errors(command):
             exception.exit_code = 2
             raise exception from error
     return wrapper
+
+
+def trust_pickle_option():
+    """--trust-pickle: network files are executed as Python's own pickle does it, instead of being read by our reader."""
+    def note(context, _, wished):
+        if wished:
+            former = os.environ.get(TRUST_PICKLE)
+            os.environ[TRUST_PICKLE] = '1'
+            context.call_on_close(lambda: os.environ.pop(TRUST_PICKLE) if former is None else None)
+    return click.option('--trust-pickle', is_flag=True, expose_value=False, callback=note,
+                        help='Execute everything that a network file says, as Python\'s pickle does: only for files of your own.')
 
 
 class SeedRange(click.ParamType):

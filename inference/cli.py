@@ -7,7 +7,7 @@ import click
 from tqdm import tqdm
 
 from dnnlib import UserError
-from dnnlib.cli import FiniteFloat, SeedRange
+from dnnlib.cli import FiniteFloat, SeedRange, trust_pickle_option
 from inference import latents, shapes
 from inference.images import IMAGE_MODES
 
@@ -57,6 +57,7 @@ def network_options(outdir):
         click.option('--network', metavar='PKL|URL|demo', required=True, help='Network file, address, or the one carried along.'),
         click.option('--outdir', metavar='DIR', default=outdir, show_default=True, help='Where the results go.'),
         click.option('--device', default='auto', show_default=True, help='Where the network runs: auto, cpu, cuda or mps.'),
+        trust_pickle_option(),
     ])
 
 

@@ -75,7 +75,7 @@ def test_overrides_replace_arguments_in_the_file_only(tmp_path, G):
 
 def test_embedded_source_is_not_executed(tmp_path, G, monkeypatch):
     meta = persistence.describe(G)
-    meta['sources'] = {name: 'raise SystemExit' for name in meta['sources']}
+    meta['sources'] = dict.fromkeys(meta['sources'], 'raise SystemExit')
     path = tmp_path / 'x.pkl'
     path.write_bytes(pickle.dumps({'G_ema': snapshot._Portable(meta)}))
     assert states_equal(snapshot.load_network(path), G)
@@ -163,7 +163,7 @@ def test_one_file_cannot_change_how_the_next_is_read(written, tmp_path, G):
     stream = b'\x80\x04ctorch_utils.persistence\nrebuild\n(N}\x8c\x04metaK\x01stb.'
     path = tmp_path / 'x.pkl'
     path.write_bytes(stream)
-    refused(path, 'holds no networks')
+    refused(path, 'a state for something that has none')
     assert states_equal(snapshot.load_network(written), G)
 
 
@@ -248,7 +248,9 @@ def broken_safetensors(path, what):
     elif what == 'deep':
         description.write_text('[' * 100000)
     elif what == 'other class':
-        description.write_text(json.dumps({**json.loads(description.read_text()), 'class_name': 'os.system'}))
+        content = json.loads(description.read_text())
+        content['networks']['G_ema']['class_name'] = 'os.system'
+        description.write_text(json.dumps(content))
     elif what == 'truncated':
         path.write_bytes(path.read_bytes()[:-100])
     elif what == 'absent':
@@ -262,7 +264,7 @@ def broken_safetensors(path, what):
 def test_broken_safetensors(tmp_path, G, what, message):
     pytest.importorskip('safetensors')
     path = tmp_path / 'x.safetensors'
-    snapshot.save_safetensors(path, G)
+    snapshot.save_safetensors(path, {'G_ema': G})
     broken_safetensors(path, what)
     with pytest.raises(dnnlib.UserError, match=message):
         snapshot.load_network(path)

@@ -90,15 +90,15 @@ def _arguments_by_name(signature, self, args, kwargs):
             recorded.update(value)
         else:
             recorded[name] = value
-    return {name: _copy_containers(value) for name, value in recorded.items()}
+    return {name: plain_containers(value) for name, value in recorded.items()}
 
 
-def _copy_containers(value):
+def plain_containers(value):
     """Dicts, lists and tuples copied as plain ones; everything else as it is."""
     if isinstance(value, dict):
-        return {key: _copy_containers(item) for key, item in value.items()}
+        return {key: plain_containers(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple)(_copy_containers(item) for item in value)
+        return (list if isinstance(value, list) else tuple)(plain_containers(item) for item in value)
     return value
 
 
@@ -294,16 +294,15 @@ def instantiate(cls, meta, state):
     """`cls` constructed from meta's init_kwargs, with `state` {name: tensor} and meta's mode and requires_grad. The
     global random state is left as it was. Raises UserError naming missing, unexpected and misshapen entries."""
     with torch.random.fork_rng(devices=[]):
-        network = cls(**_copy_containers(meta['init_kwargs']))
+        network = cls(**plain_containers(meta['init_kwargs']))
     load_state(network, state, meta['class_name'])
     if not meta['requires_grad']:
         network.requires_grad_(False)
     return network.train(meta['training'])
 
 
-def load_state(network, state, what):
-    """Put {name: tensor} into the network, types included. UserError naming `what` unless names and shapes agree exactly."""
-    own = network.state_dict()
+def check_state(own, state, what):
+    """UserError naming `what` unless names and shapes of two {name: tensor} agree exactly; `own` are the network's."""
     report = {
         'missing': [name for name in own if name not in state],
         'unexpected': [name for name in state if name not in own],
@@ -315,6 +314,11 @@ def load_state(network, state, what):
     if lines:
         raise UserError(f'{what}: the parameters in the file are not those of the network ({"; ".join(lines)}); '
                         f'the file was written by other code, use the version that wrote it')
+
+
+def load_state(network, state, what):
+    """Put {name: tensor} into the network, types included. UserError naming `what` unless names and shapes agree exactly."""
+    check_state(network.state_dict(), state, what)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         # In place, as Module.to does, so that tied parameters stay tied.
         if name in state and state[name].dtype != tensor.dtype:

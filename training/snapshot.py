@@ -1,30 +1,37 @@
 """Network snapshots: files that anybody's pickle can read, and a reader of our own that executes nothing from them.
 
 `save_snapshot` writes network-snapshot-NNNNNN.pkl, a dict with G, D, G_ema, augment_pipe and training_set_kwargs whose
-networks are portable (see torch_utils.persistence). `load_snapshot` and `load_network` read such a file through an
-unpickler that knows one name only: a network comes back as our own class, found by its name among the decorated classes
-of training.generators and training.discriminators, with the parameters of the file after a strict check.
-A path that ends in .safetensors is one network's parameters, with its class and arguments in a .json file beside it.
+networks are portable (see torch_utils.persistence). `load_snapshot` and `load_network` read such a file, and those that EG3D
+and PanoHead published, through the reader in legacy/: a network comes back as our own class with the parameters of the file
+after a strict check. A path that ends in .safetensors is the networks' parameters, with their classes and arguments in a
+.json file beside it.
+
+    python -m training.snapshot show FILE                       what is in a file, and what of it is not used
+    python -m training.snapshot convert A.pkl B.safetensors     and back; published files become ours on the way
 """
 
 import contextlib
-import importlib
 import json
+import os
 import pickle
+import sys
 from pathlib import Path
 
+import click
 import torch
+from tqdm import tqdm
 
 import dnnlib
+from dnnlib.cli import TRUST_PICKLE, trust_pickle_option, user_errors
+from legacy import reader
 from torch_utils import persistence
+from training import snapshot_build
 
 NETWORK_KEYS = ('G', 'D', 'G_ema')
 DEMO = 'demo'
 DEMO_PATH = Path(__file__).resolve().parents[1] / 'pretrained' / 'demo.pkl'
-ALLOWED_PACKAGES = ('training.generators', 'training.discriminators')
-# What a damaged or foreign stream of bytes makes the unpickler raise.
-UNPICKLING_ERRORS = (pickle.UnpicklingError, ValueError, IndexError, KeyError, TypeError, AttributeError, ImportError,
-                     OverflowError, MemoryError, RecursionError)
+SAFETENSORS = '.safetensors'
+MAX_DESCRIPTION = 2 ** 24         # bytes of the .json beside a .safetensors file
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -43,13 +50,11 @@ class _Portable:
 def save_snapshot(path, networks, training_set_kwargs=None, overrides=None):
     """Write {'G', 'D', 'G_ema': nn.Module or None} to `path`, as evaluation networks without gradients; the networks
     given are not changed. `overrides['G_ema']` replaces constructor arguments in the file, such as
-    {'neural_rendering_resolution': 48}. A path that ends in .safetensors takes G_ema alone.
+    {'neural_rendering_resolution': 48}. A path that ends in .safetensors is written by save_safetensors.
     The file appears whole or not at all. TypeError if a network is not a persistent class."""
     overrides = overrides or {}
-    if str(path).endswith('.safetensors'):
-        if networks.get('G_ema') is None:
-            raise dnnlib.UserError(f'{path}: .safetensors holds G_ema, which was not given; use .pkl')
-        save_safetensors(path, networks['G_ema'], overrides.get('G_ema'))
+    if str(path).endswith(SAFETENSORS):
+        save_safetensors(path, networks, training_set_kwargs, overrides)
         return
     data = dict.fromkeys(NETWORK_KEYS)
     for key, network in networks.items():
@@ -83,12 +88,11 @@ def _written_whole(path):
 # Reading.
 
 def load_network(path, key='G_ema', device='cpu'):
-    """The network `key` of a snapshot file, http(s) address or 'demo', in evaluation mode without gradients on `device`.
-    Nothing in the file is executed. Raises UserError naming the file and what is wrong with it."""
-    if str(path).endswith('.safetensors'):
-        return load_safetensors(path).to(device)
+    """The network `key` of a snapshot file (.pkl of ours or published, .safetensors), http(s) address or 'demo', in evaluation
+    mode without gradients on `device`. Nothing in the file is executed, unless the user gave --trust-pickle.
+    Raises UserError naming the file and what is wrong with it."""
     network = load_snapshot(path, keys=[key])[key]
-    if network is None:
+    if not isinstance(network, torch.nn.Module):
         raise dnnlib.UserError(f'{path}: {key} is empty in this snapshot; choose another of {", ".join(NETWORK_KEYS)}')
     return network.to(device)
 
@@ -96,59 +100,77 @@ def load_network(path, key='G_ema', device='cpu'):
 def load_snapshot(path, keys=None):
     """Dict of a snapshot's entries: networks on the CPU as modules in evaluation mode, or None, and plain values.
     `keys` limits what is built and returned. Raises UserError as load_network does."""
-    data = _read_pickle(path)
-    if not isinstance(data, dict) or not any(isinstance(value, _Record) for value in data.values()):
-        raise dnnlib.UserError(f'{path}: holds no networks; give a network-snapshot-NNNNNN.pkl written by train.py')
+    data, size = _read(path)
     absent = [key for key in keys or () if key not in data]
     if absent:
-        raise dnnlib.UserError(f'{path}: has no {", ".join(absent)}; it has {", ".join(map(str, data))}')
-    chosen = {key: data[key] for key in (data if keys is None else keys)}
-    return {key: _construct(value.meta, path, persistence.unpack_state) if isinstance(value, _Record) else value
-            for key, value in chosen.items()}
+        raise dnnlib.UserError(f'{path}: has no {", ".join(absent)}; it has {", ".join(map(str, data))[:200]}')
+    with _naming(path):
+        return {key: _entry(path, key, data[key], size) for key in (data if keys is None else keys)}
 
 
-class _Record:
-    """A network as read from a file: its description, not yet checked."""
-    __slots__ = ('meta',)
+def _read(path):
+    """({name: entry}, bytes) of a file, networks not built yet unless the user trusts it."""
+    if str(path).endswith(SAFETENSORS):
+        return _read_safetensors(path)
+    return _execute_pickle(path) if os.environ.get(TRUST_PICKLE) else _read_pickle(path)
 
-    def __init__(self, meta):
-        self.meta = meta
 
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Makes plain values, and records of networks; every other name in the stream is refused."""
-
-    def find_class(self, module, name):
-        if (module, name) == ('torch_utils.persistence', 'rebuild'):
-            # A function made for this one use: a stream may set attributes of what it is handed, and what it sets on
-            # the class itself would be there when the next file is read.
-            return lambda meta: _Record(meta)
-        if (module, name) == ('dnnlib.util', 'EasyDict'):
-            return dict
-        raise dnnlib.UserError(f'the file asks for {module}.{name}, which a snapshot of this project never does, so it '
-                               f'was not read; give a network-snapshot-NNNNNN.pkl written by train.py')
+def _entry(path, key, value, size):
+    """What load_snapshot returns for an entry of a file of `size` bytes."""
+    if isinstance(value, torch.nn.Module):
+        return value
+    if isinstance(value, reader.Module):
+        if key not in NETWORK_KEYS:
+            return None          # published files keep their augmentation too
+        value, report = snapshot_build.from_published(value, key)
+        tqdm.write(f'{path}: {key} is {report.describe()}', file=sys.stderr)
+    if isinstance(value, reader.Record):
+        value = snapshot_build.from_description(value.meta, size)
+    return value.build(size) if isinstance(value, snapshot_build.Blueprint) else reader.plain(value, key)
 
 
 def _read_pickle(path):
-    with _open_snapshot(path) as file:
+    with _open_snapshot(path) as file, _naming(path):
         if not file.read(1):
-            raise dnnlib.UserError(f'{path}: the file is empty; copy or download it again')
+            raise dnnlib.UserError('the file is empty; copy or download it again')
         file.seek(0)
         try:
-            return _RestrictedUnpickler(file).load()
-        except EOFError as error:
-            raise _truncated(path) from error
-        except dnnlib.UserError as error:
-            raise dnnlib.UserError(f'{path}: {error}') from error
-        except UNPICKLING_ERRORS as error:
-            if 'truncated' in str(error):
-                raise _truncated(path) from error
-            raise dnnlib.UserError(f'{path}: is not a network snapshot but another kind of file; '
-                                   f'give a network-snapshot-NNNNNN.pkl written by train.py') from error
+            data, size = reader.read(file)
+        except reader.Truncated as error:
+            raise dnnlib.UserError('the file ends too early; copy or download it again') from error
+        except reader.Damaged as error:
+            raise dnnlib.UserError(f'is not a network snapshot but another kind of file, or damaged ({error}); '
+                                   f'give a network-snapshot-NNNNNN.pkl written by train.py, or copy this one again') from error
+        if not isinstance(data, dict) or not any(isinstance(value, (reader.Record, reader.Module)) for value in data.values()):
+            raise dnnlib.UserError('holds no networks; give a network-snapshot-NNNNNN.pkl written by train.py')
+        return data, size
 
 
-def _truncated(path):
-    return dnnlib.UserError(f'{path}: the file ends too early; copy or download it again')
+def _execute_pickle(path):
+    """What the pickle says, executed as a program: --trust-pickle."""
+    tqdm.write(f'{path}: executed as a program (--trust-pickle)', file=sys.stderr)
+    with _open_snapshot(path) as file:
+        try:
+            data = pickle.load(file)
+        except Exception as error:
+            raise dnnlib.UserError(f'{path}: executing it failed ({type(error).__name__}: {error}); '
+                                   f'leave out --trust-pickle and our own reader reads it') from error
+        size = file.tell()
+    if not isinstance(data, dict):
+        raise dnnlib.UserError(f'{path}: holds a {type(data).__name__} and no dict of networks')
+    for value in data.values():
+        if isinstance(value, torch.nn.Module):
+            value.eval().requires_grad_(False)
+    return data, size
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """A UserError inside begins with the file's name."""
+    try:
+        yield
+    except dnnlib.UserError as error:
+        raise dnnlib.UserError(f'{path}: {error}') from error
 
 
 def _open_snapshot(path):
@@ -164,83 +186,137 @@ def _open_snapshot(path):
     return dnnlib.open_url(path)
 
 
-def _construct(meta, path, read_state):
-    """Our own class with the description's arguments, and the state that read_state(meta) gives."""
-    try:
-        persistence.check_format(meta)
-        _check_nested_names(meta['init_kwargs'])
-        cls = _allowed_class(meta['class_name'])
-        # What a snapshot says of mode and gradients does not matter here.
-        return persistence.instantiate(cls, {**meta, 'training': False, 'requires_grad': False}, read_state(meta))
-    except dnnlib.UserError as error:
-        raise dnnlib.UserError(f'{path}: {error}') from error
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise dnnlib.UserError(f'{path}: {meta["class_name"]} cannot be made from the arguments in the file ({error}); '
-                               f'the file was written by other code, use the version that wrote it') from error
-
-
-def _allowed_class(class_name):
-    """The decorated class of that name; UserError for anything that is not one of our networks."""
-    module_name, _, attribute = class_name.rpartition('.')
-    refusal = dnnlib.UserError(f'{class_name} is not a network of this project; use the code that wrote the file')
-    if not module_name.startswith(tuple(f'{package}.' for package in ALLOWED_PACKAGES)):
-        raise refusal
-    try:
-        cls = getattr(importlib.import_module(module_name), attribute, None)
-    except ImportError as error:
-        raise refusal from error
-    if not persistence.is_persistent(cls) or not issubclass(cls, torch.nn.Module):
-        raise refusal
-    return cls
-
-
-def _check_nested_names(value):
-    """A network's arguments may name classes to build parts with: only those of this project's own networks."""
-    if isinstance(value, dict):
-        name = value.get('class_name')
-        if name is not None and not str(name).startswith('training.'):
-            raise dnnlib.UserError(f'the network\'s arguments name {name!r}, which is not a class of this project')
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            _check_nested_names(item)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Safetensors.
 
 def _description_path(path):
     """The .json beside a .safetensors file; `path` may be an address."""
-    return str(path).removesuffix('.safetensors') + '.json'
+    return str(path).removesuffix(SAFETENSORS) + '.json'
 
 
-def save_safetensors(path, network, overrides=None):
-    """Write a persistent network's parameters and buffers to `path` (.safetensors), and its class and constructor's
-    arguments to the .json file beside it."""
+def save_safetensors(path, networks, training_set_kwargs=None, overrides=None):
+    """Write the parameters and buffers of persistent networks {'G_ema': network or None, ...} to `path` (.safetensors) under
+    the names G_ema.PARAMETER, their classes, constructors' arguments and training_set_kwargs to the .json file beside it."""
     from safetensors.torch import save  # imported here: only those who share files this way need the package
-    meta = _evaluation_meta(network, overrides)
-    description = {key: meta[key] for key in ('format', 'version', 'class_name', 'init_kwargs')}
+    tensors, described = {}, {}
+    for key, network in networks.items():
+        if network is not None:
+            meta = _evaluation_meta(network, (overrides or {}).get(key))
+            described[key] = {name: meta[name] for name in ('class_name', 'init_kwargs')}
+            tensors.update((f'{key}.{name}', tensor) for name, tensor in persistence.unpack_state(meta).items())
+    description = {'format': persistence.FORMAT, 'version': persistence.VERSION, 'networks': described,
+                   'training_set_kwargs': _plain_copy(training_set_kwargs)}
     with _written_whole(_description_path(path)) as file:
         file.write(json.dumps(description, indent=2).encode())
     with _written_whole(path) as file:
-        file.write(save(persistence.unpack_state(meta)))
+        file.write(save(tensors))
 
 
-def load_safetensors(path):
-    """The network of a .safetensors file and its .json, on the CPU, in evaluation mode without gradients.
-    Raises UserError if one of them is missing or damaged."""
+def _read_safetensors(path):
     from safetensors import SafetensorError
     from safetensors.torch import load
     with _open_snapshot(path) as file:
-        try:
-            tensors = load(file.read())
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise dnnlib.UserError(f'{path}: is not a whole .safetensors file ({error}); copy or download it again') from error
-    with _open_snapshot(_description_path(path)) as file:
-        try:
-            description = dict(json.loads(file.read()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise dnnlib.UserError(f'{_description_path(path)}: does not describe a network ({error}); '
-                                   f'write the network again') from error
-    meta = {**description, 'state': [], 'sources': {}, 'training': False, 'requires_grad': False}
-    return _construct(meta, path, lambda _: tensors)
+        octets = file.read()
+    try:
+        tensors = load(octets)
+    except (SafetensorError, ValueError, LookupError, AttributeError, TypeError, RuntimeError) as error:
+        raise dnnlib.UserError(f'{path}: is not a whole .safetensors file ({error}); copy or download it again') from error
+    description = _read_description(_description_path(path))
+    entries = dict.fromkeys((*NETWORK_KEYS, 'augment_pipe'))
+    with _naming(path):
+        for key, meta in description['networks'].items():
+            cls, init_kwargs = snapshot_build.allowed_class(
+                {**meta, **{name: description.get(name) for name in ('format', 'version')},
+                 'state': [], 'sources': {}, 'training': False, 'requires_grad': False})
+            own = {name.removeprefix(f'{key}.'): tensor for name, tensor in tensors.items() if name.startswith(f'{key}.')}
+            entries[key] = snapshot_build.Blueprint(cls, init_kwargs, own, meta['class_name'])
+        strangers = [name for name in tensors if name.partition('.')[0] not in description['networks']]
+        if strangers:
+            raise dnnlib.UserError(f'{len(strangers)} tensors belong to no network, such as {strangers[0][:100]}; convert the file again')
+    return {**entries, 'training_set_kwargs': description.get('training_set_kwargs')}, len(octets)
+
+
+def _read_description(path):
+    """The .json beside a .safetensors file: a dict with a dict of networks. UserError if it is not one."""
+    with _open_snapshot(path) as file:
+        text = file.read(MAX_DESCRIPTION + 1)
+    try:
+        if len(text) > MAX_DESCRIPTION:
+            raise ValueError(f'more than {MAX_DESCRIPTION} bytes')
+        description = dict(json.loads(text))
+        if not all(isinstance(meta, dict) for meta in dict(description['networks']).values()):
+            raise ValueError('a network without class and arguments')
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise dnnlib.UserError(f'{path}: does not describe networks ({error}); write them again') from error
+    return description
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# python -m training.snapshot
+
+def describe_file(path):
+    """Lines on what a network file holds: class, arguments and tensors of every network, and what of it has no use here.
+    Nothing is built. Raises UserError as load_snapshot does."""
+    data, size = _read(path)
+    lines = [f'{path}: {size} bytes']
+    with _naming(path):
+        for key, value in data.items():
+            left_out = {}
+            if isinstance(value, reader.Module) and key in NETWORK_KEYS:
+                value, report = snapshot_build.from_published(value, key)
+                lines.append(f'{key}: {report.describe()}')
+                left_out = report.left_out
+            elif isinstance(value, reader.Record):
+                value = snapshot_build.from_description(value.meta, size)
+            if isinstance(value, snapshot_build.Blueprint):
+                lines.append(f'{key}: {value.cls.__name__}, {len(value.tensors)} tensors of '
+                             f'{sum(tensor.nbytes for tensor in value.tensors.values())} bytes')
+                lines += [f'    {name} = {argument!r}' for name, argument in value.init_kwargs.items()]
+                lines += [f'    left out: {name} ({why})' for name, why in left_out.items()]
+            else:
+                lines.append(f'{key}: {"not used" if isinstance(value, reader.Module) else reader.plain(value, key)}')
+    return lines
+
+
+def convert(source, destination, keys=None):
+    """Write the networks of the file `source` as `destination`; either may end in .pkl or .safetensors, parameters stay the
+    same to the bit. `keys`: the networks to keep, None for all. Raises UserError for other endings."""
+    for path in (source, destination):
+        if str(path) != DEMO and not str(path).endswith(('.pkl', SAFETENSORS)):
+            raise dnnlib.UserError(f'{path}: ends in neither .pkl nor {SAFETENSORS}, which say what the file is; rename it')
+    if keys is not None and not set(keys) <= set(NETWORK_KEYS):
+        raise dnnlib.UserError(f'--keys {",".join(keys)}: networks are called {", ".join(NETWORK_KEYS)}')
+    data = load_snapshot(source)
+    networks = {key: data.get(key) for key in keys or NETWORK_KEYS}
+    if all(network is None for network in networks.values()):
+        raise dnnlib.UserError(f'{source}: has none of {", ".join(networks)}')
+    save_snapshot(destination, networks, data.get('training_set_kwargs'))
+
+
+@click.group()
+def main():
+    """Look into network files, and convert them."""
+
+
+@main.command('show')
+@click.argument('path')
+@user_errors
+def show_command(path):
+    """What a network file holds; nothing in it is executed."""
+    click.echo('\n'.join(describe_file(path)))
+
+
+@main.command('convert')
+@click.argument('source')
+@click.argument('destination')
+@click.option('--keys', help='Networks to keep, with commas, of G, D and G_ema.  [default: all]')
+@trust_pickle_option()
+@user_errors
+def convert_command(source, destination, keys):
+    """Write SOURCE as DESTINATION: .pkl or .safetensors with .json, ours or published (which become ours)."""
+    convert(source, destination, None if keys is None else [key.strip() for key in keys.split(',')])
+    click.echo(f'{source} -> {destination}')
+
+
+if __name__ == '__main__':
+    main()

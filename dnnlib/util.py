@@ -84,8 +84,19 @@ def written_whole(path):
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder):
+    """Let the new name of a file survive a loss of power too, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def cache_folder():
@@ -137,7 +148,8 @@ def _download(address, timeout):
 
 
 class Logger:
-    """Copies everything printed to a file while it is open: `with Logger('run/log.txt'): ...`."""
+    """Copies everything printed to a file while it is open: `with Logger('run/log.txt'): ...`. A full disk costs the copy,
+    not the program; a killed program costs no line."""
 
     def __init__(self, path):
         self.file = open(path, 'a', encoding='utf-8')
@@ -149,11 +161,14 @@ class Logger:
 
     def __exit__(self, *_):
         sys.stdout = self.stdout
-        self.file.close()
+        with contextlib.suppress(OSError):
+            self.file.close()
 
     def write(self, text):
         self.stdout.write(text)
-        self.file.write(text)
+        with contextlib.suppress(OSError):
+            self.file.write(text)
+            self.file.flush()
 
     def flush(self):
         self.stdout.flush()

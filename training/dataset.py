@@ -201,35 +201,60 @@ class InfiniteSampler(torch.utils.data.Sampler):
 
 
 class _ErrorsAsItems(torch.utils.data.Dataset):
-    """Wraps a dataset so that a UserError is returned, not raised: a worker process would bury its message in a traceback."""
+    """Wraps a dataset so that a UserError is returned, not raised: a worker process would bury its message in a traceback.
+    Items are pairs (item, messages): up to `substitutes` times the next item takes the place of one that cannot be read."""
 
-    def __init__(self, dataset):
-        self._dataset = dataset
+    def __init__(self, dataset, substitutes):
+        self._dataset, self._substitutes = dataset, substitutes
 
     def __getitem__(self, i):
-        try:
-            return self._dataset[i]
-        except UserError as error:
-            return error
+        messages = []
+        for offset in range(self._substitutes + 1):
+            try:
+                return self._dataset[(i + offset) % len(self._dataset)], messages
+            except UserError as error:
+                messages.append(str(error))
+        return UserError(messages[0] if len(messages) == 1 else
+                         f'{messages[0]} (and so for the {len(messages) - 1} files after it; are the data still there?)')
 
 
-def _collate(items):
-    errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else torch.utils.data.default_collate(items)
+class _Collate:
+    """Stacks items into a batch; `damaged` is added where unreadable items are replaced."""
+
+    def __init__(self, substitutes):
+        self._named = substitutes > 0
+
+    def __call__(self, items):
+        errors = [item for item in items if isinstance(item, UserError)]
+        if errors:
+            return errors[0]
+        batch = torch.utils.data.default_collate([item for item, _ in items])
+        return {**batch, 'damaged': [message for _, messages in items for message in messages]} if self._named else batch
 
 
-def iterate_batches(dataset, batch_size, sampler, num_workers=0, pin_memory=False):
+def iterate_batches(dataset, batch_size, sampler, num_workers=0, pin_memory=False, substitutes=0):
     """Yields batches, dicts of stacked tensors, of `dataset` in the order of `sampler`, read by `num_workers` processes
-    (0: this one). Raises UserError naming a damaged file with a clean message, whichever process met it."""
+    (0: this one). Raises UserError naming a damaged file with a clean message, whichever process met it.
+
+    `substitutes` > 0: up to so many of the next items are tried in the place of one that cannot be read, and batches have
+    an entry `damaged`, the list of messages about those passed over."""
     num_workers = min(num_workers, os.cpu_count() or 1)   # more would only wait for one another
-    loader = torch.utils.data.DataLoader(_ErrorsAsItems(dataset), batch_size=batch_size, sampler=sampler, collate_fn=_collate,
-                                         num_workers=num_workers, pin_memory=pin_memory)
+    # A generator of its own: PyTorch's is the training's, and prefetching must leave no trace in it.
+    loader = torch.utils.data.DataLoader(_ErrorsAsItems(dataset, substitutes), batch_size=batch_size, sampler=sampler,
+                                         collate_fn=_Collate(substitutes), num_workers=num_workers, pin_memory=pin_memory,
+                                         generator=torch.Generator())
     error = None
-    for batch in loader:
-        if isinstance(batch, UserError):
-            error = batch
-            break
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                error = batch
+                break
+            yield batch
+    except RuntimeError as failure:
+        if 'DataLoader worker' not in str(failure):
+            raise
+        error = UserError(f'--workers {num_workers}: a process that reads images ended ({str(failure).splitlines()[0]}); '
+                          'the system kills processes when memory runs out: take fewer')
     # Raised outside the loop: the workers are gone by now, instead of living on in the error's traceback.
     if error is not None:
         raise error

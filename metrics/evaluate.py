@@ -12,11 +12,12 @@ import torch
 from dnnlib import UserError
 from metrics import cache, images
 from metrics.evaluation import Evaluation
-from metrics.features import open_features, weights_digest
+from metrics.features import open_features
+from torch_utils.misc import weights_digest
 from metrics.registry import MODES, metric_function
 from torch_utils import distributed, misc
 from training.dataset import HeadDataset
-from training.snapshot import load_network
+from training.snapshot import load_network, load_snapshot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +38,40 @@ class Job:
         return self.metric.figure_prefix(self.num, None if self.metric.fixed_features or self.features is None else self.features.name)
 
     @property
-    def evaluation(self):
-        """The settings that this job changes in an Evaluation."""
+    def settings(self):
+        """What this job changes in an Evaluation."""
         return {'num': self.num, 'features': self.features}
+
+    @property
+    def sources(self):
+        """Whose images are collected."""
+        if self.metric.collects is None:
+            return ()
+        return ('real', 'fake') if self.metric.real else ('fake',)
+
+    @property
+    def wants(self):
+        """(digest of the feature network, class of collector)."""
+        return self.features.digest, self.metric.collects
 
 
 def plan(names, num=None, features=None, device='cpu'):
-    """Jobs of metrics by name; `num` and `features` replace the protocols' own. Raises UserError for an unknown metric or
-    network; every network is opened once."""
+    """Jobs of metrics by name; `num` and `features`, a list, replace the protocols' own. Of several feature networks a metric
+    takes the one it is known by, else the first. Raises UserError for an unknown metric or network, or one that does not fit
+    the metric; every network is opened once."""
     chosen = [metric_function(name) for name in names]
-    opened, jobs = {}, []
+    given = [open_features(name, device) for name in features or ()]
+    opened, jobs = {network.name: network for network in reversed(given)}, []
     for metric in chosen:
-        wanted = metric.features if metric.fixed_features or metric.features is None else features or metric.features
-        if wanted is not None and wanted not in opened:
-            opened[wanted] = open_features(wanted, device)
-        jobs.append(Job(metric, num or metric.num, opened.get(wanted)))
+        network = None
+        if metric.features is not None:
+            if metric.features not in opened and (metric.fixed_features or not given):
+                opened[metric.features] = open_features(metric.features, device)
+            network = opened[metric.features] if metric.features in opened else given[0]
+            if getattr(metric.collects, 'needs', None) == 'probabilities' and network.classes is None:
+                raise UserError(f'--metrics {metric.name}: needs a network that tells classes, which --features {network.name} does '
+                                'not; use inception')
+        jobs.append(Job(metric, num or metric.num, network))
     return jobs
 
 
@@ -62,7 +82,8 @@ def reproducible():
         allowed = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False
         try:
-            yield
+            with torch.random.fork_rng(devices=[]):      # and training draws on as if nothing had been measured
+                yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = allowed
 
@@ -74,8 +95,7 @@ class Evaluator:
     def __init__(self, evaluation, jobs, data_key=None):
         self.evaluation, self.jobs, self.data_key = evaluation, jobs, data_key
         self._collected = {}       # by (source, number, network's digest, collector's class)
-        self.counts = {}           # images by (source, number)
-        self.seconds = {}
+        self.seconds = {}          # taken, by (source, number)
 
     def close(self):
         """Give back what the collectors hold."""
@@ -83,51 +103,61 @@ class Evaluator:
             collector.close()
         self._collected = {}
 
+    def number(self, source, job):
+        """Images of a source that a job wants."""
+        e = self.evaluation
+        if source == 'real':
+            return min(job.max_real, len(e.dataset))
+        return job.num if e.fakes is None else min(job.num, len(e.fakes))
+
     def compute(self, job):
         """{figure: number} of a job, the same in every process."""
-        e = dataclasses.replace(self.evaluation, **job.evaluation)
+        evaluation = dataclasses.replace(self.evaluation, **job.settings)
         if job.metric.collects is None:
-            results = job.metric.function(e)
+            results = job.metric.function(evaluation)
         else:
-            number = {'real': job.max_real, 'fake': job.num}
-            for source in ('real', 'fake') if job.metric.real else ('fake',):
-                if (source, number[source]) not in self.counts:
-                    self._collect(source, number[source], e)
+            for source in job.sources:
+                if (source, self.number(source, job)) not in self.seconds:
+                    self._collect(source, self.number(source, job), evaluation)
             results = {}
-            if distributed.rank() == 0:
-                keys = [(s, n, job.features.digest, job.metric.collects) for s, n in number.items() if job.metric.real or s == 'fake']
-                results = job.metric.function(*(self._collected[key] for key in keys))
-        results = distributed.gather_objects(results)[0]
+            with distributed.first_process(f'computing {job.name}') as first:
+                if first:
+                    keys = [(source, self.number(source, job), *job.wants) for source in job.sources]
+                    results = job.metric.function(*(self._collected[key] for key in keys))
+        results = distributed.broadcast_object(results)
         return {job.name + figure.removeprefix(job.metric.name): value for figure, value in results.items()}
 
     def _collect(self, source, number, evaluation):
-        """Stream one source past the collectors of all jobs that want it."""
-        if source == 'real':
-            total, make = images.real_source(evaluation, number)
-        else:
-            total, make = images.fake_source(evaluation)
-        if total < 2:
-            raise UserError(f'--mode {evaluation.mode}: only {total} image of {source}s; a distance needs at least 2')
+        """Stream `number` images of a source past the collectors of all jobs that want them."""
+        if number < 2:
+            raise UserError(f'--mode {evaluation.mode}: {number} {source} image; a metric needs at least 2')
         start = time.monotonic()
-        wanted = {(job.features.digest, job.metric.collects): job.features for job in self.jobs if job.metric.collects is not None
-                  and (job.metric.real and number == job.max_real if source == 'real' else number == job.num)}
-        paths = {} if source == 'fake' or self.data_key is None else {
-            key: cache.entry_path(data=self.data_key, number=total, seed=evaluation.seed if total < len(evaluation.dataset) else None,
-                                  background=evaluation.background, features=key[0], kind=key[1].__name__,
-                                  device=evaluation.device.type, batch_size=evaluation.batch_size) for key in wanted}
+        wanted = {job.wants: job.features for job in self.jobs if source in job.sources and self.number(source, job) == number}
+        paths = self._cache_paths(number, wanted) if source == 'real' else {}
         found = {}
-        if distributed.rank() == 0:
-            found = {key: cache.load(key[1], path, total) for key, path in paths.items()}
-            found = {key: collector for key, collector in found.items() if collector is not None}
-        missing = distributed.gather_objects([key for key in wanted if key not in found])[0]
+        with distributed.first_process('reading kept statistics') as first:
+            if first:
+                loaded = {key: cache.load(key[1], path, number) for key, path in paths.items()}
+                found = {key: collector for key, collector in loaded.items() if collector is not None}
+        missing = distributed.broadcast_object([key for key in wanted if key not in found])
         if missing:
-            found.update(self._stream(evaluation, total, make, {key: wanted[key] for key in missing}, f'{source}s'))
-        if distributed.rank() == 0:
-            for key in paths:
-                if key in missing:
-                    cache.save(found[key], paths[key])
+            make = images.real_source(evaluation, number) if source == 'real' else images.fake_source(evaluation)
+            found.update(self._stream(evaluation, number, make, {key: wanted[key] for key in missing}, f'{source}s'))
+        with distributed.first_process('keeping statistics') as first:
+            for key in set(paths).intersection(missing) if first else ():
+                cache.save(found[key], paths[key])
         self._collected.update({(source, number, *key): collector for key, collector in found.items()})
-        self.counts[source, number], self.seconds[source, number] = total, time.monotonic() - start
+        self.seconds[source, number] = time.monotonic() - start
+
+    def _cache_paths(self, number, wanted):
+        """Where the collectors (digest, class) of real images are kept."""
+        if self.data_key is None:
+            return {}
+        e = self.evaluation
+        drawn = {'number': number, 'seed': e.seed if number < len(e.dataset) else None, 'background': e.background}
+        machine = {'device': e.device.type, 'batch_size': e.batch_size}       # rounding differs
+        return {(digest, kind): cache.entry_path(data=self.data_key, **drawn, **machine, features=digest, kind=kind.__name__)
+                for digest, kind in wanted if kind.keeps}
 
     @staticmethod
     def _stream(evaluation, total, make, wanted, desc):
@@ -158,7 +188,15 @@ def open_dataset(data, seg, mode, mirror, flag='--data'):
         raise UserError(f'{flag}, --mode {mode}: {error}') from error
 
 
-def measure(network, data, seg=None, metrics=('frechet_seeded',), num=None, mode='all', batch_size=16, seed=0, device='auto',
+def _trained_on(network):
+    """(images, masks) a snapshot was trained on. Raises UserError if it does not say."""
+    kwargs = load_snapshot(network, keys=['training_set_kwargs'])['training_set_kwargs'] if network is not None else None
+    if not kwargs:
+        raise UserError('--data is missing, and nothing says what was trained on; give a folder or zip of real images')
+    return kwargs['path'], kwargs.get('seg_path')
+
+
+def measure(network, data=None, seg=None, metrics=('frechet_seeded',), num=None, mode='all', batch_size=16, seed=0, device='auto',
             progress=False, features=None, mirror=False, truncation_psi=1.0, background='keep', fakes=None, use_cache=True):
     """Yield the record of each metric named in `metrics` as soon as it is there. All arguments are checked, and UserError
     raised, before anything is computed. Arguments as the options of the script; `num` and `features` None take each
@@ -166,6 +204,8 @@ def measure(network, data, seg=None, metrics=('frechet_seeded',), num=None, mode
     for name in metrics:
         metric_function(name)
     device = misc.resolve_device(device)
+    if data is None:
+        data, seg = _trained_on(network)
     dataset = open_dataset(data, seg, mode, mirror)
     others = None if fakes is None else open_dataset(fakes, None, mode, False, '--fakes')
     generator = None if network is None else load_network(network, device=device)
@@ -204,11 +244,11 @@ def _measured(network, generator, fakes, others, evaluation):
 
 def _counts(job, evaluator):
     """The record's part on how many images there were, and how fast the fakes came."""
-    counts = {'num': evaluator.counts.get(('fake', job.num), job.num)}
-    if job.metric.collects is not None:
-        if job.metric.real:
-            counts['num_real'] = evaluator.counts['real', job.max_real]
-        counts['fakes_per_sec'] = round(counts['num'] / max(evaluator.seconds['fake', job.num], 1e-9), 2)
+    counts = {'num': evaluator.number('fake', job)}
+    if 'real' in job.sources:
+        counts['num_real'] = evaluator.number('real', job)
+    if job.sources:
+        counts['fakes_per_sec'] = round(counts['num'] / max(evaluator.seconds['fake', counts['num']], 1e-9), 2)
     return counts
 
 

@@ -99,15 +99,6 @@ def open_features(name_or_path, device='cpu'):
     return torchscript_features(data, stem, digest, device, flag=f'--features {name}')
 
 
-def weights_digest(module):
-    """sha256 over names, shapes and values of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # TorchScript files.
 
@@ -167,9 +158,9 @@ class Published:
             with dnnlib.open_url(path) as file:
                 data = file.read()
         except dnnlib.UserError as error:
+            others = ', '.join(sorted(set(_LOADERS) - set(PUBLISHED)))
             raise dnnlib.UserError(f'--features {self.name}: {self.file} is neither in {local.parent} nor can it be downloaded; give '
-                                   f'its path, or another of {", ".join(list_features())} whose figures compare only with their own '
-                                   f'({error})') from error
+                                   f'its path, or one of {others} whose figures compare only with their own ({error})') from error
         found = hashlib.sha256(data).hexdigest()
         if found != self.digest:
             raise dnnlib.UserError(f'--features {self.name}: {path} is not the published {self.file} (sha256 {found[:16]}..., should be '

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import dnnlib
-from metrics.features import FeatureNetwork, register_features, weights_digest
+from metrics.features import FeatureNetwork, register_features
+from torch_utils.misc import weights_digest
 
 SEED = 20_230_313
 CHANNELS = (16, 24, 24, 24, 16)      # of the five layers, each at half the resolution of the one before

@@ -1,6 +1,7 @@
 """Small things several parts of the project need of modules and devices."""
 
 import functools
+import hashlib
 from pathlib import Path
 
 import torch
@@ -147,3 +148,12 @@ def _first_shape(output):
             return type(output).__name__
         output = output[0]
     return str(list(output.shape))
+
+
+def weights_digest(module):
+    """sha256 over names, shapes and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

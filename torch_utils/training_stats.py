@@ -37,6 +37,27 @@ def report0(name, value):
     return value
 
 
+def state_dict():
+    """What goes on collecting elsewhere needs, as plain values and CPU tensors: `totals` of all processes, and `pending`,
+    what this process has reported since the last collector looked."""
+    return {'totals': {name: total.clone() for name, total in _totals.items()},
+            'pending': {name: {device.type: moments.cpu() for device, moments in by_device.items()}
+                        for name, by_device in _pending.items()}}
+
+
+def load_state_dict(totals, pending, device):
+    """Go on from `state_dict()`, in the place of everything reported so far; `device` is where training runs."""
+    _totals.clear()
+    _totals.update({name: total.clone() for name, total in totals.items()})
+    _pending.clear()
+    for name, by_device in pending.items():
+        # Back to where they were added up: the order of additions shows in the last digit.
+        for kind, moments in by_device.items():
+            home = device if kind == device.type else torch.device('cpu')
+            held = _pending.setdefault(name, {})
+            held[home] = held[home] + moments.to(home) if home in held else moments.clone().to(home)
+
+
 def _fetch():
     """Move what was reported into the totals. Every process must call it."""
     local = {name: sum(moments.cpu().double() for moments in by_device.values()) for name, by_device in _pending.items()}
@@ -76,6 +97,14 @@ class Collector:
             self._seen[name] = _totals[name]
             if delta[0] > 0 or not self._keep_previous:
                 self._moments[name] = delta
+
+    def state_dict(self):
+        """What a collector of the same names needs to go on, as plain values and tensors."""
+        return {'seen': dict(self._seen), 'moments': dict(self._moments)}
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`."""
+        self._seen, self._moments = dict(state['seen']), dict(state['moments'])
 
     def _of(self, name):
         count, total, squares = self._moments.get(name, torch.zeros(3)).tolist()

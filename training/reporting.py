@@ -27,16 +27,30 @@ class Reporter:
     (snapshots, grids, metrics) counts as maintenance.
     """
 
-    def __init__(self, run_dir, device='cpu', start_nimg=0, brief=BRIEF_STATS, clock=time.time):
+    def __init__(self, run_dir, device='cpu', start_nimg=0, brief=BRIEF_STATS, clock=time.time, position=None):
         self.run_dir = Path(run_dir)
         self._device, self._brief, self._clock = torch.device(device), brief, clock
         self._start = self._tick_end = self._tick_start = clock()
-        self._nimg = start_nimg
+        self._nimg = self._reported_nimg = start_nimg
+        if position is not None:
+            self._go_on_from(position)
         try:
             self._stats_file = open(self.run_dir / 'stats.jsonl', 'a', encoding='utf-8')
         except OSError as error:
             raise dnnlib.UserError(f'--outdir {self.run_dir}: cannot write stats.jsonl there ({error.strerror})') from error
-        self._events = _summary_writer(self.run_dir)
+        self._events = _summary_writer(self.run_dir, None if position is None else position['nimg'] + 1)
+
+    def position(self):
+        """Where the reports stand, as plain values; a later Reporter given this as `position` cuts off what came after."""
+        return {'stats_bytes': self._stats_file.tell(), 'seconds': self._clock() - self._start, 'nimg': self._reported_nimg}
+
+    def _go_on_from(self, position):
+        self._start -= position['seconds']
+        self._reported_nimg = position['nimg']
+        path = self.run_dir / 'stats.jsonl'
+        if path.exists() and path.stat().st_size > position['stats_bytes']:
+            with open(path, 'r+b') as file:
+                file.truncate(position['stats_bytes'])
 
     def start_tick(self):
         """Training (re)starts now."""
@@ -56,7 +70,8 @@ class Reporter:
         self._stats_file.flush()
         if self._events is not None:
             self._write_events(record, nimg, now)
-        self._nimg, self._tick_end = nimg, now
+        self._nimg = self._reported_nimg = nimg
+        self._tick_end = now
         return record
 
     def add_metric(self, name, value, nimg):
@@ -126,14 +141,14 @@ def _plain(value):
     return value if math.isfinite(value) else None
 
 
-def _summary_writer(run_dir):
-    """TensorBoard's writer, or None where the package is missing."""
+def _summary_writer(run_dir, purge_step=None):
+    """TensorBoard's writer, or None where the package is missing. Events of `purge_step` and later are no longer shown."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         tqdm.write('tensorboard is not installed: no event files (pip install tensorboard)')
         return None
-    return SummaryWriter(str(run_dir))
+    return SummaryWriter(str(run_dir), purge_step=purge_step)
 
 
 def to_uint8(images, drange=(-1, 1)):

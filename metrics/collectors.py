@@ -1,8 +1,8 @@
 """What is kept of the features of many images while they stream by: little, whatever their number.
 
 A collector is made with the number of rows that will come, `add`s batches of rows in order, and is then what a metric
-reads. `needs` says which rows: a network's 'features' or its class 'probabilities'. Those that `save` and `load` are kept
-for the next run when they describe real images.
+reads. `needs` says which rows: a network's 'features' or its class 'probabilities'. Those that `save` and `load`, and say
+so by `keeps`, are kept for the next run when they describe real images.
 """
 
 import shutil
@@ -17,6 +17,7 @@ CHUNK = 512          # rows gathered before they are worked in
 class Collector:
     """Base: gathers rows into chunks of CHUNK and hands them to `work_in`; `count` is how many have come."""
     needs = 'features'
+    keeps = False
 
     def __init__(self, total):
         self.total, self.count = total, 0
@@ -54,6 +55,7 @@ class Collector:
 class Moments(Collector):
     """`mean` [F] and `covariance` [F, F] in float64, by the pairwise update of Chan, Golub and LeVeque (1979), which loses
     no digits to a mean far from zero."""
+    keeps = True
 
     def __init__(self, total=None):
         super().__init__(total)
@@ -112,6 +114,7 @@ class Moments(Collector):
 
 class Rows(Collector):
     """All rows float32 [n, F], in a temporary file instead of in memory; `take` and `blocks` read some of them."""
+    keeps = True
 
     def __init__(self, total=None):
         super().__init__(total)

@@ -1,8 +1,8 @@
 """Feature networks by name, behind one interface: what the distances between sets of images are measured in.
 
-`open_features('builtin', device)` knows the names that are registered; anything else is a TorchScript file or its
-address. 'inception' and 'vgg16' are the two files of the StyleGAN family's metrics and nothing else: they are taken from a
-path, the cache or their public address, and accepted under their names by digest alone.
+`open_features('builtin', device)` knows the names that are registered; anything else is a file or its address: TorchScript,
+or what metrics.dinov2 reads. 'inception' and 'vgg16' are the two files of the StyleGAN family's metrics and nothing else:
+they are taken from a path, the cache or their public address, and accepted under their names by digest alone.
 
 A TorchScript file is called with float32 images [N, 3, H, W] in 0..255 and must give one row of numbers an image.
 """
@@ -24,6 +24,7 @@ PROBE_SIZE = 64
 FOLDER = 'features'          # of the cache, where files of the literature may be laid by hand
 
 _LOADERS = {}
+_READERS = []
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def register_features(name):
     return decorator
 
 
+def register_reader(reader):
+    """Decorator: enter a function(bytes, device, flag) -> FeatureNetwork of a kind of file, or None for files of others."""
+    _READERS.append(reader)
+    return reader
+
+
 def list_features():
     """The known names, sorted."""
     return sorted(_LOADERS)
@@ -93,6 +100,10 @@ def open_features(name_or_path, device='cpu'):
     for known in PUBLISHED.values():
         if digest == known.digest:
             return known.wrap(data, device)
+    for reader in _READERS:
+        network = reader(data, device, f'--features {name}')
+        if network is not None:
+            return network
     stem = re.sub(r'[^\w.-]', '_', Path(name.split('?')[0]).stem)
     if stem in _LOADERS:
         stem += f'-{digest[:8]}'       # never the name of a network that it is not

@@ -43,12 +43,12 @@ def set_source(evaluation, dataset, order):
 
 class Samples:
     """The latents and labels of a generator's images: `labels` [num, 25] drawn from the (filtered) data set, and a stream of
-    z. The same for every batch size and number of processes."""
+    z. The same for every batch size and number of processes; another `stream` is another draw of the same seed."""
 
-    def __init__(self, evaluation):
+    def __init__(self, evaluation, stream=0):
         e = evaluation
         self._evaluation, self._position = e, 0
-        self._random = np.random.RandomState(e.seed)
+        self._random = np.random.RandomState([e.seed, stream] if stream else e.seed)
         prior = e.generator.camera
         self.front = camera_utils.front_label(prior.pivot, prior.radius, prior.fov_deg)
         # Without labels the network has only ever been seen from the front.
@@ -68,32 +68,37 @@ class Samples:
 
 
 @torch.no_grad()
-def render(evaluation, z, c, conditioning=None):
-    """GeneratorOutput of latents z [N, z_dim] seen from labels c [N, 25], under the evaluation's conditioning protocol or the
-    one named, and its truncation."""
+def map_latents(evaluation, z, c, conditioning=None):
+    """(ws [N, num_ws, w_dim], camera labels [N, 25]) of latents z [N, z_dim] seen from labels c [N, 25], under the
+    evaluation's conditioning protocol or the one named, and its truncation."""
     g = evaluation.generator
-    if (conditioning or evaluation.conditioning) == 'camera':
-        return g(z, c, truncation_psi=evaluation.truncation_psi)
-    front = camera_utils.front_label(g.camera.pivot, g.camera.radius, g.camera.fov_deg, c.device)
-    ws = g.mapping(z, front.expand(len(c), -1)[:, :g.c_dim], truncation_psi=evaluation.truncation_psi)
-    return g.synthesis(ws, c)
+    if (conditioning or evaluation.conditioning) == 'front':
+        front = camera_utils.front_label(g.camera.pivot, g.camera.radius, g.camera.fov_deg, c.device)
+        return g.mapping(z, front.expand(len(c), -1)[:, :g.c_dim], truncation_psi=evaluation.truncation_psi), c
+    ws = g.mapping(z, c[:, :g.c_dim], truncation_psi=evaluation.truncation_psi)
+    offset = g.camera_offset(z, c)
+    return ws, c if offset is None else g.move_camera(c, offset)
 
 
-def real_source(evaluation, max_real):
-    """(number, source) of the real images, `max_real` at most."""
-    order = choose(evaluation.dataset, max_real, evaluation.seed)
-    return len(order), set_source(evaluation, evaluation.dataset, order)
+@torch.no_grad()
+def render(evaluation, z, c, conditioning=None):
+    """GeneratorOutput of latents z [N, z_dim] seen from labels c [N, 25]; see map_latents."""
+    return evaluation.generator.synthesis(*map_latents(evaluation, z, c, conditioning))
+
+
+def real_source(evaluation, number):
+    """Source of `number` real images, drawn by the seed if that is not all."""
+    return set_source(evaluation, evaluation.dataset, choose(evaluation.dataset, number, evaluation.seed))
 
 
 def fake_source(evaluation):
-    """(number, source) of the images that are measured: `num` of the generator, or `num` at most of the other set."""
+    """Source of the images that are measured: `num` of the generator, or `num` at most of the other set."""
     if evaluation.fakes is not None:
-        order = choose(evaluation.fakes, evaluation.num, evaluation.seed)
-        return len(order), set_source(evaluation, evaluation.fakes, order)
+        return set_source(evaluation, evaluation.fakes, choose(evaluation.fakes, evaluation.num, evaluation.seed))
     samples = Samples(evaluation)
 
     def images(start, stop):
         out = render(evaluation, *samples(start, stop))
         mask = out['image_mask'] if evaluation.background != 'keep' else None
         return replace_background(to_uint8(out['image']), mask, evaluation.background)
-    return evaluation.num, images
+    return images

@@ -12,7 +12,6 @@ Both return {figure: number}; the figure's names start with the metric's.
 """
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Callable, Optional
 
@@ -46,8 +45,7 @@ class Metric:
         """What the figures of this metric are called at `num` samples of the feature network named `features`: the
         metric's own name under its own protocol, and otherwise one that says what is different, such as fid2k_full or
         fid50k_full-builtin, so that nobody takes it for the figure of the literature."""
-        count = f'{num // 1000}k' if num % 1000 == 0 else str(num)
-        name = re.sub(r'50k', count, self.name, count=1) if num != self.num else self.name
+        name = self.name if num == self.num else self.name.replace(f'{self.num / 1000:g}k', f'{num / 1000:g}k', 1)
         return name if features in (None, self.features) else f'{name}-{features}'
 
 

@@ -330,21 +330,21 @@ def _crop_mask(image, mask, mask_source, quad, options, landmarks=None):
     """(mask uint8 [563, 563] or None, where it is from) of a crop."""
     if mask is not None:
         return crops.crop_mask(mask, quad), mask_source
-    matting, name = find_matting(options.matting)
-    if matting is None:
-        return None, 'none'
-    return matting(image, landmarks=landmarks), name
+    matting = find_matting(options.matting)
+    if matting.function is None:
+        return None, matting.name
+    return matting(image, landmarks), matting.name
 
 
 def _head_of_silhouette(photo, options, mask, mask_source):
     """PreparedHead of a head without a face. Raises PhotoError where its angles or its mask are missing."""
-    matting, name = find_matting(options.matting)
+    matting = find_matting(options.matting)
     if options.yaw is None and options.estimator is None:
         raise PhotoError(NO_FACE, f'{photo.name}: no face found and no angles given; for a back or profile give --yaw')
     if mask is None:
-        if matting is None:
+        if matting.function is None:
             raise PhotoError(NO_FACE, f'{photo.name}: no face found and no mask given; give one, or --matting built-in')
-        mask, mask_source = matting(photo.image), name
+        mask, mask_source = matting(photo.image), matting.name
     angles, label_source = (options.yaw, options.pitch or 0.0, options.roll or 0.0), 'given'
     if options.yaw is None:
         angles, label_source = options.estimator(photo.image, mask), 'estimated'

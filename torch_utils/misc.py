@@ -29,13 +29,19 @@ def resolve_device(name):
 
 
 @functools.lru_cache(maxsize=None)
-def _cpu_multiplies_bfloat16():
-    """Whether this processor has instructions for bfloat16 products; elsewhere they are slower than float32."""
+def cpu_flags():
+    """Names of the instruction sets of this processor, as Linux calls them; empty where they cannot be read."""
     try:
-        flags = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
+        text = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
     except OSError:
-        return False
-    return 'amx_bf16' in flags or 'avx512_bf16' in flags
+        return frozenset()
+    lines = [line for line in text.splitlines() if line.startswith(('flags', 'Features'))]
+    return frozenset(lines[0].partition(':')[2].split() if lines else ())
+
+
+def cpu_multiplies_bfloat16():
+    """Whether this processor has instructions for bfloat16 products; elsewhere they are slower than float32."""
+    return not cpu_flags().isdisjoint(('amx_bf16', 'avx512_bf16'))
 
 
 def half_dtype(device):
@@ -43,7 +49,7 @@ def half_dtype(device):
     float32 where none does."""
     if device.type == 'cuda':
         return torch.float16
-    return torch.bfloat16 if device.type == 'cpu' and _cpu_multiplies_bfloat16() else torch.float32
+    return torch.bfloat16 if device.type == 'cpu' and cpu_multiplies_bfloat16() else torch.float32
 
 
 def to_working_format(x, use_half):

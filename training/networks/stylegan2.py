@@ -7,8 +7,8 @@ from torch import nn
 
 from torch_utils import streams
 from torch_utils.misc import to_working_format
-from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
-from torch_utils.ops.conv2d_resample import modulated_conv2d
+from torch_utils.ops.bias_act import ACTIVATIONS
+from torch_utils.ops.conv2d_resample import modulated_layer
 from torch_utils.ops.upfirdn2d import upsample2d
 from training.networks.layers import FullyConnectedLayer, register_resample_filter
 
@@ -53,10 +53,10 @@ class SynthesisLayer(nn.Module):
     def forward(self, x, w, noise_mode='random', gain=1.0):
         if noise_mode not in NOISE_MODES:
             raise ValueError(f'noise_mode must be one of {", ".join(NOISE_MODES)}, got {noise_mode!r}')
-        x = modulated_conv2d(x, self.weight, self.affine(w), self.noise(x.shape[0], noise_mode), up=self.up,
-                             padding=self.padding, resample_filter=self.resample_filter)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias, act=self.activation, gain=ACTIVATIONS[self.activation].gain * gain, clamp=clamp)
+        return modulated_layer(x, self.weight, self.affine(w), self.noise(x.shape[0], noise_mode), self.bias, act=self.activation,
+                               gain=ACTIVATIONS[self.activation].gain * gain, clamp=clamp, up=self.up, padding=self.padding,
+                               resample_filter=self.resample_filter)
 
 
 class ToRGBLayer(nn.Module):
@@ -72,8 +72,7 @@ class ToRGBLayer(nn.Module):
 
     def forward(self, x, w):
         styles = self.affine(w) * self.weight_gain
-        x = modulated_conv2d(x, self.weight, styles, demodulate=False)
-        return bias_act(x, self.bias, clamp=self.conv_clamp)
+        return modulated_layer(x, self.weight, styles, bias=self.bias, clamp=self.conv_clamp, demodulate=False)
 
 
 class SynthesisBlock(nn.Module):

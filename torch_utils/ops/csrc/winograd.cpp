@@ -1,0 +1,101 @@
+// Modulated 3x3 convolution with everything that follows it in a StyleGAN2 layer, as one PyTorch operator: checks,
+// layouts, threads, choice of the instruction set.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "winograd.h"
+
+namespace omni {
+namespace {
+
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+
+constexpr int64_t MOST_TILES = 24;   // a worker takes at a time: their transforms fill most of its second-level cache
+
+bool has(const char* name) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (!std::strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (!std::strcmp(name, "avx512")) return avx512;
+    if (!std::strcmp(name, "avx512bf16")) return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+    return !std::strcmp(name, "baseline");
+}
+
+// The best instruction set of this machine, or the lesser one that OMNIHEAD_ISA names; null where there is none of that kind.
+// `half`: products of bfloat16.
+const WinogradKernels* winograd_kernels(bool half) {
+    const char* wanted = std::getenv("OMNIHEAD_ISA");
+    const bool any = !wanted || !*wanted;
+    for (const WinogradKernels* k : {winograd_avx512bf16(), winograd_avx512(), winograd_avx2(), winograd_baseline()})
+        if (k && has(k->name) && k->half_products == half && (any || !std::strcmp(wanted, k->name))) return k;
+    return half ? nullptr : winograd_baseline();
+}
+
+const float* checked(const Optional& t, const char* name, at::IntArrayRef shape) {
+    if (!t) return nullptr;
+    TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->sizes() == shape, name, " must be float32 of shape ", shape);
+    return t->const_data_ptr<float>();
+}
+
+bool winograd_half_products() { return winograd_kernels(true) != nullptr; }
+
+Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optional& in_scale, const Optional& out_scale, const Optional& noise,
+                        const Optional& bias, double slope, double gain, double clamp, bool half_products) {
+    TORCH_CHECK(input.dim() == 4 && weight.dim() == 5, "winograd_conv3x3 takes x [N, I, H, W] and weight [P, 3, 3, I, O]");
+    TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "winograd_conv3x3 takes float32 or bfloat16");
+    const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
+    Convolution c{};
+    c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(4);
+    c.up = weight.size(0) == 4 ? 2 : 1;
+    TORCH_CHECK(c.in % 16 == 0 && c.out % 16 == 0, "winograd_conv3x3 takes multiples of 16 channels, got ", c.in, " and ", c.out);
+    c.weight = checked(weight, "weight", {c.up * c.up, 3, 3, c.in, c.out});
+    c.in_scale = checked(in_scale, "in_scale", {c.n, c.in});
+    c.out_scale = checked(out_scale, "out_scale", {c.n, c.out});
+    c.noise_each = noise && noise->size(0) == c.n;
+    c.noise = checked(noise, "noise", {c.noise_each ? c.n : 1, c.h * c.up, c.w * c.up});
+    c.bias = checked(bias, "bias", {c.out});
+    c.half = x.scalar_type() == at::kBFloat16;
+    c.x = x.const_data_ptr();
+    c.slope = float(slope), c.gain = float(gain), c.clamp = float(clamp);
+    Tensor y = at::empty({c.n, c.out, c.h * c.up, c.w * c.up}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    c.y = y.mutable_data_ptr();
+    const WinogradKernels* kernels = half_products ? winograd_kernels(true) : nullptr;
+    const WinogradKernels& k = kernels ? *kernels : *winograd_kernels(false);
+    c.tiles_high = (c.h + k.tile - 1) / k.tile, c.tiles_wide = (c.w + k.tile - 1) / k.tile;
+    const int64_t tiles = c.n * c.tiles_high * c.tiles_wide, share = (tiles + at::get_num_threads() - 1) / at::get_num_threads();
+    c.block = std::min(MOST_TILES, (share + 5) / 6 * 6);
+    if (tiles == 0) return y;
+    Tensor transformed = at::empty({k.transformed_floats(c)}, weight.options());
+    float* u = transformed.mutable_data_ptr<float>();
+    at::parallel_for(0, c.in / 2, 4, [&](int64_t begin, int64_t end) { k.transform(c, u, 2 * begin, 2 * end); });
+    const int64_t blocks = (tiles + c.block - 1) / c.block;
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+        Tensor scratch = at::zeros({k.scratch_floats(c)}, weight.options());
+        for (int64_t b = begin; b < end; b++)
+            k.run(c, u, b * c.block, std::min(tiles, (b + 1) * c.block), scratch.mutable_data_ptr<float>());
+    });
+    return y;
+}
+
+TORCH_LIBRARY_FRAGMENT(omnihead, m) {
+    m.def("winograd_half_products() -> bool");
+    m.impl("winograd_half_products", winograd_half_products);
+    m.def("winograd_conv3x3(Tensor x, Tensor weight, Tensor? in_scale, Tensor? out_scale, Tensor? noise, Tensor? bias, float slope, "
+          "float gain, float clamp, bool half_products) -> Tensor");
+    m.impl("winograd_conv3x3", c10::DispatchKey::CPU, winograd_conv3x3);
+}
+
+}  // namespace
+}  // namespace omni

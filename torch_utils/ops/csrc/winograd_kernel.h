@@ -1,0 +1,235 @@
+// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 1509.09308) for one instruction set: 36 products where the
+// definition takes 144. The interpolation points 0, +-2/3, +-3/2 and infinity lose fewer bits than the usual ones.
+//
+// A worker takes a block of tiles: their input is transformed, then for every group of output channels the 36 matrix
+// products [tiles, I] x [I, group] are taken and transformed back, so that all it writes to but the result stays in cache.
+#include "simd.h"
+#include "winograd.h"
+
+namespace omni { namespace OMNI_ISA {
+
+constexpr int TILE = 4, PATCH = TILE + 2, AREA = PATCH * PATCH, ROWS = 6;
+constexpr float P = 2.0f / 3, Q = 3.0f / 2, S = P * P + Q * Q;   // the points; P * Q = 1
+
+typedef uint16_t vh __attribute__((vector_size(2 * OMNI_WIDTH)));
+
+OMNI_INLINE vf load_half(const uint16_t* p) {
+    vh v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return (vf)(__builtin_convertvector(v, vu) << 16);
+}
+
+// The upper halves, rounded to nearest even.
+OMNI_INLINE vu round_half(vf v) {
+    const vu bits = (vu)v;
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+OMNI_INLINE void store_half(uint16_t* p, vf v) {
+#ifdef OMNI_HALF_PRODUCTS
+    const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
+    const vh h = __builtin_convertvector(round_half(v), vh);
+#endif
+    __builtin_memcpy(p, &h, sizeof h);
+}
+
+// Six values of the input, of the filter (three) and of the products in one direction; step is the distance between them.
+OMNI_INLINE void transform_input(vf* d, int step) {
+    const vf d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+    const vf even1 = d4 - d2 * (Q * Q), odd1 = d3 * P - d1 * Q, even2 = d4 - d2 * (P * P), odd2 = d3 * Q - d1 * P;
+    d[0] = d0 - d2 * S + d4;
+    d[step] = even1 + odd1;
+    d[2 * step] = even1 - odd1;
+    d[3 * step] = even2 + odd2;
+    d[4 * step] = even2 - odd2;
+    d[5 * step] = d1 - d3 * S + d5;
+}
+
+OMNI_INLINE void transform_filter(const vf* g, int from, vf* out, int step) {
+    constexpr float NP = 1 / (2 * P * P * (P * P - Q * Q)), NQ = 1 / (2 * Q * Q * (Q * Q - P * P));
+    const vf g0 = g[0], g1 = g[from], g2 = g[2 * from];
+    const vf even1 = (g0 + g2 * (P * P)) * NP, odd1 = g1 * (P * NP), even2 = (g0 + g2 * (Q * Q)) * NQ, odd2 = g1 * (Q * NQ);
+    out[0] = g0;
+    out[step] = even1 + odd1;
+    out[2 * step] = even1 - odd1;
+    out[3 * step] = even2 + odd2;
+    out[4 * step] = even2 - odd2;
+    out[5 * step] = g2;
+}
+
+OMNI_INLINE void transform_output(const vf* m, int from, vf* out, int step) {
+    const vf sum1 = m[from] + m[2 * from], diff1 = m[from] - m[2 * from];
+    const vf sum2 = m[3 * from] + m[4 * from], diff2 = m[3 * from] - m[4 * from];
+    out[0] = m[0] + sum1 + sum2;
+    out[step] = diff1 * P + diff2 * Q;
+    out[2 * step] = sum1 * (P * P) + sum2 * (Q * Q);
+    out[3 * step] = diff1 * (P * P * P) + diff2 * (Q * Q * Q) + m[5 * from];
+}
+
+// Output channels of a group: as many registers as the product's tiles are wide.
+OMNI_INLINE int64_t group_width(const Convolution& c) {
+    return W == 16 && c.out % 64 == 0 ? 64 : c.out % (2 * W) == 0 ? 2 * W : W;
+}
+
+OMNI_INLINE int64_t phases(const Convolution& c) { return c.up * c.up; }
+
+#ifdef OMNI_HALF_PRODUCTS
+typedef uint16_t value;
+#else
+typedef float value;
+#endif
+
+// Room of a group's transformed weights.
+OMNI_INLINE int64_t group_floats(const Convolution& c) { return AREA * c.in * group_width(c) * sizeof(value) / sizeof(float); }
+
+static int64_t transformed_floats(const Convolution& c) { return phases(c) * c.out / group_width(c) * group_floats(c); }
+
+static int64_t scratch_floats(const Convolution& c) { return AREA * c.block * (c.in + group_width(c)); }
+
+// transformed [P, O / group, AREA, I, group] of float, or pairs of channels [.., I / 2, group, 2] of bfloat16.
+static void transform(const Convolution& c, float* transformed, int64_t first, int64_t end) {
+    const int64_t group = group_width(c), groups = c.out / group;
+    for (int64_t p = 0; p < phases(c); p++)
+        for (int64_t o = 0; o < c.out; o += W) {
+            float* target = transformed + (p * groups + o / group) * group_floats(c) + o % group;
+            for (int64_t i = first; i < end; i += 2) {
+                vf g[2][9], half[18], u[2][AREA];
+                for (int k = 0; k < 2; k++) {
+                    for (int t = 0; t < 9; t++) g[k][t] = load(c.weight + ((p * 9 + t) * c.in + i + k) * c.out + o);
+                    for (int t = 0; t < 3; t++) transform_filter(g[k] + t, 3, half + t, 3);
+                    for (int t = 0; t < PATCH; t++) transform_filter(half + 3 * t, 1, u[k] + PATCH * t, 1);
+                }
+                for (int t = 0; t < AREA; t++) {
+#ifdef OMNI_HALF_PRODUCTS
+                    const vf pair = (vf)(round_half(u[0][t]) | (round_half(u[1][t]) << 16));
+                    store(target + (t * c.in + i) / 2 * group, pair);
+#else
+                    for (int k = 0; k < 2; k++) store(target + (t * c.in + i + k) * group, u[k][t]);
+#endif
+                }
+            }
+        }
+}
+
+#ifdef OMNI_HALF_PRODUCTS
+// c [P, Q * W] = a [P, depth] b, where a has its channels in a row and b in pairs; both bfloat16.
+template <int P, int Q>
+OMNI_INLINE void product_tile(int64_t depth, const value* a, const float* b, int64_t ldb, float* c, int64_t ldc) {
+    vf acc[P][Q];
+    for (int p = 0; p < P; p++)
+        for (int q = 0; q < Q; q++) acc[p][q] = splat(0);
+    for (int64_t k = 0; k < depth; k += 2) {
+        vf row[Q];
+        for (int q = 0; q < Q; q++) row[q] = load(b + k / 2 * ldb + q * W);
+        for (int p = 0; p < P; p++) {
+            float pair;
+            __builtin_memcpy(&pair, a + p * depth + k, 4);
+            const vf x = splat(pair);
+            for (int q = 0; q < Q; q++) acc[p][q] = (vf)_mm512_dpbf16_ps((__m512)acc[p][q], (__m512bh)x, (__m512bh)row[q]);
+        }
+    }
+    for (int p = 0; p < P; p++)
+        for (int q = 0; q < Q; q++) store(c + p * ldc + q * W, acc[p][q]);
+}
+OMNI_INLINE void store_value(value* p, vf v) { store_half(p, v); }
+#else
+template <int P, int Q>
+OMNI_INLINE void product_tile(int64_t depth, const value* a, const float* b, int64_t ldb, float* c, int64_t ldc) {
+    matmul_tile<P, Q, false>(int(depth), a, depth, 1, b, ldb, c, ldc, nullptr);
+}
+OMNI_INLINE void store_value(value* p, vf v) { store(p, v); }
+#endif
+
+template <int Q>
+static void products(const Convolution& c, const value* inputs, const float* weight, int64_t tiles, float* out) {
+    const int64_t group = Q * W, depth_floats = c.in * group * sizeof(value) / sizeof(float);
+    for (int t = 0; t < AREA; t++)
+        for (int64_t i = 0; i < tiles; i += ROWS)
+            product_tile<ROWS, Q>(c.in, inputs + (t * c.block + i) * c.in, weight + t * depth_floats, group,
+                                  out + (t * c.block + i) * group, group);
+}
+
+struct Place { int64_t n, row, column; };   // image, and the tile's first pixel before upsampling
+
+OMNI_INLINE Place place_of(const Convolution& c, int64_t tile) {
+    const int64_t per_image = c.tiles_high * c.tiles_wide, rest = tile % per_image;
+    return {tile / per_image, rest / c.tiles_wide * TILE, rest % c.tiles_wide * TILE};
+}
+
+template <bool HALF>
+OMNI_INLINE vf load_pixel(const Convolution& c, int64_t index) {
+    return HALF ? load_half(static_cast<const uint16_t*>(c.x) + index) : load(static_cast<const float*>(c.x) + index);
+}
+
+template <bool HALF>
+static void gather(const Convolution& c, Place place, value* target) {
+    for (int64_t i = 0; i < c.in; i += W) {
+        vf d[AREA];
+        const vf scale = c.in_scale ? load(c.in_scale + place.n * c.in + i) : splat(1);
+        for (int a = 0; a < PATCH; a++)
+            for (int b = 0; b < PATCH; b++) {
+                const int64_t y = place.row + a - 1, x = place.column + b - 1;
+                const bool inside = y >= 0 && y < c.h && x >= 0 && x < c.w;
+                d[a * PATCH + b] = inside ? load_pixel<HALF>(c, ((place.n * c.h + y) * c.w + x) * c.in + i) * scale : splat(0);
+            }
+        for (int b = 0; b < PATCH; b++) transform_input(d + b, PATCH);
+        for (int a = 0; a < PATCH; a++) transform_input(d + a * PATCH, 1);
+        for (int t = 0; t < AREA; t++) store_value(target + t * c.block * c.in + i, d[t]);
+    }
+}
+
+// `products` [AREA, block, group] of one tile -> the result's pixels of channels [first, first + group) and one phase.
+template <bool HALF>
+static void scatter(const Convolution& c, Place place, const float* products, int64_t group, int64_t first, int64_t phase) {
+    const int64_t height = c.h * c.up, width = c.w * c.up, py = phase / c.up, px = phase % c.up;
+    const float* noise = c.noise ? c.noise + (c.noise_each ? place.n * height * width : 0) : nullptr;
+    for (int64_t o = 0; o < group; o += W) {
+        vf m[AREA], half[TILE * PATCH], y[TILE * TILE];
+        for (int t = 0; t < AREA; t++) m[t] = load(products + t * c.block * group + o);
+        for (int b = 0; b < PATCH; b++) transform_output(m + b, PATCH, half + b, PATCH);
+        for (int a = 0; a < TILE; a++) transform_output(half + a * PATCH, 1, y + a * TILE, 1);
+        const vf scale = c.out_scale ? load(c.out_scale + place.n * c.out + first + o) : splat(1);
+        const vf bias = c.bias ? load(c.bias + first + o) : splat(0);
+        for (int a = 0; a < TILE && place.row + a < c.h; a++)
+            for (int b = 0; b < TILE && place.column + b < c.w; b++) {
+                const int64_t pixel = ((place.row + a) * c.up + py) * width + (place.column + b) * c.up + px;
+                vf v = y[a * TILE + b] * scale + bias;
+                if (noise) v += noise[pixel];
+                v = (v < splat(0) ? v * c.slope : v) * c.gain;
+                v = max(min(splat(c.clamp), v), splat(-c.clamp));
+                const int64_t index = (place.n * height * width + pixel) * c.out + first + o;
+                if (HALF) store_half(static_cast<uint16_t*>(c.y) + index, v);
+                else store(static_cast<float*>(c.y) + index, v);
+            }
+    }
+}
+
+static void run(const Convolution& c, const float* transformed, int64_t first_tile, int64_t end_tile, float* scratch) {
+    const int64_t group = group_width(c), groups = c.out / group, tiles = end_tile - first_tile;
+    value* inputs = reinterpret_cast<value*>(scratch);
+    float* results = scratch + AREA * c.block * c.in;
+    for (int64_t t = 0; t < tiles; t++) {
+        const Place place = place_of(c, first_tile + t);
+        if (c.half) gather<true>(c, place, inputs + t * c.in);
+        else gather<false>(c, place, inputs + t * c.in);
+    }
+    for (int64_t g = 0; g < phases(c) * groups; g++) {
+        // Rows beyond the last tile are computed from what stands there and never read.
+        if (group == 4 * W) products<4>(c, inputs, transformed + g * group_floats(c), tiles, results);
+        else if (group == 2 * W) products<2>(c, inputs, transformed + g * group_floats(c), tiles, results);
+        else products<1>(c, inputs, transformed + g * group_floats(c), tiles, results);
+        for (int64_t t = 0; t < tiles; t++) {
+            const Place place = place_of(c, first_tile + t);
+            if (c.half) scatter<true>(c, place, results + t * group, group, g % groups * group, g / groups);
+            else scatter<false>(c, place, results + t * group, group, g % groups * group, g / groups);
+        }
+    }
+}
+
+#define OMNI_TEXT(x) #x
+#define OMNI_NAME(x) OMNI_TEXT(x)
+
+static const WinogradKernels table = {OMNI_NAME(OMNI_ISA), sizeof(value) == 2, TILE, transformed_floats, transform, scratch_floats, run};
+
+}}  // namespace omni::OMNI_ISA

@@ -6,6 +6,7 @@
 import torch
 import torch.nn.functional as F
 
+from torch_utils.ops import schemas  # noqa: F401  declares the operators
 from torch_utils.ops.native import load_native
 
 NATIVE_TYPES = (torch.float32, torch.bfloat16)

@@ -6,12 +6,12 @@ the backward pass computes the rest again. There is no gradient through depths, 
 """
 
 import dataclasses
-import functools
 import math
 from typing import NamedTuple, Optional, Tuple
 
 import torch
 
+from torch_utils.ops import schemas  # noqa: F401  declares the operators
 from torch_utils.ops.native import load_native
 
 ACTIVATIONS = ('none', 'sigmoid', 'lrelu')   # of the colours; the position is the number the operator takes
@@ -53,7 +53,7 @@ class RaySamples:
 def can_render(planes, decoder):
     """Whether the operator is there for these tensors: float32, float16 or bfloat16 on the CPU, and a compiler was found."""
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    return all(t.device.type == 'cpu' and t.dtype in dtypes for t in (planes, *decoder)) and _operators()
+    return all(t.device.type == 'cpu' and t.dtype in dtypes for t in (planes, *decoder)) and load_native()
 
 
 def volume_render(planes, decoder, layout, rays, crop_limit=None, white_back=False):
@@ -93,23 +93,10 @@ def _single(planes):
     return planes[:1] if planes.shape[0] > 1 and planes.stride(0) == 0 else planes
 
 
-@functools.lru_cache(maxsize=1)
-def _operators():
-    """Load the library and tell torch of shapes and gradients; False where there is none."""
-    if not load_native():
-        return False
-    torch.library.register_fake('omnihead::volume_render', _fake_render)
-    torch.library.register_fake('omnihead::volume_render_backward', _fake_backward)
-    torch.library.register_fake('omnihead::plane_query', _fake_query)
-    torch.library.register_fake('omnihead::plane_density', lambda *tensors: tensors[5].new_empty(*tensors[5].shape[:2], 1))
-    torch.library.register_autograd('omnihead::volume_render', _backward, setup_context=_setup_context)
-    return True
-
-
 def _fake_render(planes, weight1, bias1, weight2, bias2, origins, directions, depths, fine_noise, *_):
     n, m, samples = depths.shape
     samples = samples + (0 if fine_noise is None else fine_noise.shape[-1])
-    return tuple(planes.new_empty(n, m, width) for width in (weight2.shape[0] - 1, 1, 1, samples, samples))
+    return tuple(origins.new_empty(n, m, width) for width in (weight2.shape[0] - 1, 1, 1, samples, samples))
 
 
 def _fake_backward(planes, weight1, bias1, weight2, bias2, origins, directions, *_):
@@ -132,3 +119,10 @@ def _backward(ctx, features_grad, depth_grad, opacity_grad, *_):
                                                       *ctx.arguments, rays_grad)
     needed = ctx.needs_input_grad
     return (*(g if needed[i] else None for i, g in enumerate(grads)), *[None] * (len(needed) - len(grads)))
+
+
+torch.library.register_fake('omnihead::volume_render', _fake_render)
+torch.library.register_fake('omnihead::volume_render_backward', _fake_backward)
+torch.library.register_fake('omnihead::plane_query', _fake_query)
+torch.library.register_fake('omnihead::plane_density', lambda *tensors: tensors[5].new_empty(*tensors[5].shape[:2], 1))
+torch.library.register_autograd('omnihead::volume_render', _backward, setup_context=_setup_context)

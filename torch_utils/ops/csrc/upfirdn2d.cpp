@@ -104,10 +104,7 @@ at::Tensor upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntA
     return out;
 }
 
-TORCH_LIBRARY_FRAGMENT(omnihead, m) {
-    m.def("upfirdn2d(Tensor x, Tensor f, int[2] up, int[2] down, int[4] padding) -> Tensor");
-    m.impl("upfirdn2d", c10::DispatchKey::CPU, upfirdn2d);
-}
+TORCH_LIBRARY_IMPL(omnihead, CPU, m) { m.impl("upfirdn2d", upfirdn2d); }
 
 }  // namespace
 }  // namespace omni

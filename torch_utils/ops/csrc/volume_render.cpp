@@ -334,20 +334,8 @@ std::string instruction_set() { return kernels().name; }
 }  // namespace
 }  // namespace omni
 
-#define OMNI_FIELD "Tensor planes, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, "
-
+// The other operators' signatures are in schemas.py: CUDA implements them too.
 TORCH_LIBRARY(omnihead, m) {
-    m.def("volume_render(" OMNI_FIELD "Tensor origins, Tensor directions, Tensor depths, Tensor? fine_noise, "
-          "Tensor? coarse_density_noise, Tensor? fine_density_noise, float box_warp, int[] axes, bool trilinear, int activation, "
-          "float crop_limit, bool white_back) -> (Tensor features, Tensor depth, Tensor opacity, Tensor sorted_depths, "
-          "Tensor sorted_density)");
-    m.def("volume_render_backward(" OMNI_FIELD "Tensor origins, Tensor directions, Tensor sorted_depths, Tensor sorted_density, "
-          "Tensor features_grad, Tensor depth_grad, Tensor opacity_grad, float box_warp, int[] axes, bool trilinear, "
-          "int activation, float crop_limit, bool white_back, bool rays_grad) "
-          "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-    m.def("plane_query(" OMNI_FIELD "Tensor points, float box_warp, int[] axes, bool trilinear, int activation) "
-          "-> (Tensor density, Tensor features)");
-    m.def("plane_density(" OMNI_FIELD "Tensor points, float box_warp, int[] axes, bool trilinear) -> Tensor");
     m.def("instruction_set() -> str", omni::instruction_set);
 }
 

@@ -10,7 +10,7 @@ import click
 
 import dnnlib
 from dnnlib.cli import FiniteFloat, trust_pickle_option, user_errors, writable_folder
-from metrics import append_record, measure, metric_function
+from metrics import check_metrics, snapshot_evaluator
 from torch_utils import distributed, misc
 from training.configure import CHOICES, describe_run, set_values, training_config
 from training.dataset_check import check_dataset, faults_error
@@ -57,7 +57,8 @@ FLAGS = [
     ('dlr', NUMBER, 'Learning rate of D'), ('aug', TEXT, ', '.join(CHOICES['aug'])), ('augpipe', TEXT, ', '.join(CHOICES['augpipe'])),
     ('p', NUMBER, 'Probability for --aug=fixed'), ('target', NUMBER, 'Target for --aug=ada'), ('resume', TEXT, 'Snapshot to start from'),
     ('resume_kimg', NUMBER, 'kimg it has seen'), ('kimg', NUMBER, 'Thousand images in all'), ('tick', NUMBER, 'kimg per tick'),
-    ('snap', WHOLE, 'Ticks per snapshot'), ('metrics', TEXT, 'Names, comma-separated'), ('seed', WHOLE, 'Random seed'),
+    ('snap', WHOLE, 'Ticks per snapshot'), ('metrics', TEXT, 'Names, comma-separated'), ('metrics_num', WHOLE, 'Fakes for metrics'),
+    ('metrics_features', TEXT, 'Feature network for metrics, as in calc_metrics.py'), ('seed', WHOLE, 'Random seed'),
     ('workers', WHOLE, 'Reading processes'), ('nobench', FLAG, 'No cuDNN search'), ('desc', TEXT, "Text for the run folder's name"),
 ]
 
@@ -83,18 +84,8 @@ def next_run_dir(outdir, description):
 def run_process(config, run_dir):
     """One process of a run."""
     device = distributed.init(misc.resolve_device(config['run']['device']))
-    if distributed.rank() > 0:
-        training_loop(config, run_dir, device)
-        return
-    data = config['training_set']
-
-    def evaluate(name, snapshot):
-        record = next(measure(snapshot, data['path'], data['seg_path'], [name], device=device))
-        append_record(snapshot, record)
-        return record
-
-    with dnnlib.Logger(Path(run_dir) / 'log.txt'):
-        print(f'Done: {training_loop(config, run_dir, device, evaluate)}')
+    with dnnlib.Logger(Path(run_dir) / 'log.txt') if distributed.rank() == 0 else contextlib.nullcontext():
+        distributed.print0(f'Done: {training_loop(config, run_dir, device, snapshot_evaluator(config, device))}')
 
 
 @click.command()
@@ -110,8 +101,7 @@ def main(outdir, assignments, dry_run, **flags):
     if 'LOCAL_RANK' in os.environ:   # under torchrun, which has started the processes
         flags['gpus'] = int(os.environ['WORLD_SIZE'])
     config = training_config(flags)
-    for name in config['run']['metrics']:
-        metric_function(name)
+    check_metrics(config['run']['metrics'], config['run']['metrics_num'], config['run']['metrics_features'])
     set_values(config, assignments)
     data = config['training_set']
     faults = check_dataset(data['path'], data['seg_path'], use_labels=data['use_labels'], need_labels=data['use_labels'])

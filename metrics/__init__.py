@@ -2,11 +2,10 @@
 computes metrics of a network file."""
 
 from metrics import dinov2, frechet, inception_score, kernel, path_length, precision_recall, seeded
-from metrics.evaluate import append_record, measure
+from metrics.evaluate import append_record, check_metrics, measure, snapshot_evaluator
 from metrics.evaluation import BACKGROUNDS, Evaluation
 from metrics.features import FeatureNetwork, list_features, open_features, register_features
 from metrics.registry import MODES, list_metrics, metric_function, register_metric
 
-__all__ = ['BACKGROUNDS', 'MODES', 'Evaluation', 'FeatureNetwork', 'append_record', 'dinov2', 'frechet', 'inception_score', 'kernel',
-           'list_features', 'list_metrics', 'measure', 'metric_function', 'open_features', 'path_length', 'precision_recall',
-           'register_features', 'register_metric', 'seeded']
+__all__ = ['BACKGROUNDS', 'MODES', 'Evaluation', 'FeatureNetwork', 'append_record', 'check_metrics', 'dinov2', 'frechet', 'inception_score', 'kernel', 'list_features', 'list_metrics', 'measure', 'metric_function',
+           'open_features', 'path_length', 'precision_recall', 'register_features', 'register_metric', 'seeded', 'snapshot_evaluator']

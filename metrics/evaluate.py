@@ -252,6 +252,27 @@ def _counts(job, evaluator):
     return counts
 
 
+def check_metrics(names, num=None, features=None):
+    """Raise UserError, before hours of training, for metrics or feature networks that could not be computed later."""
+    plan(names, num, features)
+
+
+def snapshot_evaluator(config, device):
+    """Function snapshot path -> iterator of the records of a training configuration's metrics, as calc_metrics.py gives them
+    for that file and the whole training set; each is appended beside the snapshot. All processes must iterate to the end."""
+    run, data = config['run'], config['training_set']
+
+    def evaluate(snapshot):
+        if not run['metrics']:
+            return
+        for record in measure(snapshot, data['path'], data['seg_path'], run['metrics'], num=run['metrics_num'],
+                              features=run['metrics_features'], device=device):
+            if distributed.rank() == 0:
+                append_record(snapshot, record)
+            yield record
+    return evaluate
+
+
 def append_record(network, record):
     """Append a record to metric-NAME.jsonl beside the network file; addresses and built-in networks have no such place."""
     if network is not None and Path(network).is_file():

@@ -213,5 +213,6 @@ def test_script(data, tmp_path, monkeypatch):
     (['--data', 'absent.zip'], 'absent.zip'), (['--batch', '0'], '--batch'), (['--network', 'absent.pkl'], 'absent.pkl'),
     (['--device', 'abacus'], 'abacus')])
 def test_script_refuses(data, tmp_path, change, words):
-    result = run('--network', tmp_path / 'none.pkl', '--data', data, '--device', 'cpu', *change)
+    network = () if '--network' in change else ('--network', tmp_path / 'none.pkl')
+    result = run(*network, '--data', data, '--device', 'cpu', *change)
     assert result.exit_code == 2 and words in result.output and 'Traceback' not in result.output

@@ -246,10 +246,8 @@ def test_resuming_keeps_the_blur_off(heads):
     assert schedule(resume='X.pkl', resume_blur=True)['resume_blur']
 
 
-def test_metrics(heads, tmp_path, monkeypatch):
-    measure = train.measure
-    monkeypatch.setattr(train, 'measure', lambda *args, **kwargs: measure(*args, num=8, **kwargs))
-    run_dir = run_train(tmp_path, heads, '--metrics=frechet_seeded')
+def test_metrics(heads, tmp_path):
+    run_dir = run_train(tmp_path, heads, '--metrics=frechet_seeded --metrics_num 8')
     records = [json.loads(line) for line in (run_dir / 'metric-frechet_seeded.jsonl').read_text().splitlines()]
     assert len(records) == 2 and all(record['results']['frechet_seeded'] > 0 for record in records)
 
@@ -273,7 +271,7 @@ def interrupt_at(monkeypatch, number):
 def test_interrupted_run_keeps_what_it_learned(heads, tmp_path, monkeypatch, untrained):
     interrupt_at(monkeypatch, 3)
     measured = []
-    monkeypatch.setattr(train, 'measure', lambda *args, **kwargs: measured.append(1))
+    monkeypatch.setattr(train, 'snapshot_evaluator', lambda config, device: measured.append)
     run_dir = run_train(tmp_path, heads, '--kimg 1 --tick 1 --metrics frechet_seeded')
     assert changed(untrained['G'], snapshot(run_dir)['G'])
     assert stats(run_dir)[-1]['Progress/kimg']['mean'] == pytest.approx(0.012)     # that step was finished

@@ -178,7 +178,9 @@ def training_config(given):
                           back_repeat=o.back_repeat, max_size=o.max_size, random_seed=o.seed),
         run=dict(batch_size=o.batch, batch_gpu=o.batch_gpu, num_gpus=o.gpus, device=o.device, total_kimg=o.kimg, kimg_per_tick=o.tick,
                  snapshot_ticks=o.snap, seed=o.seed, workers=o.workers, resume=o.resume, resume_kimg=o.resume_kimg,
-                 metrics=[m.strip() for m in o.metrics.split(',') if m.strip() not in ('', 'none')], cudnn_benchmark=not o.nobench),
+                 metrics=[m.strip() for m in o.metrics.split(',') if m.strip() not in ('', 'none')], metrics_num=o.metrics_num,
+                 metrics_features=o.metrics_features and [name.strip() for name in o.metrics_features.split(',')],
+                 cudnn_benchmark=not o.nobench),
     )
 
 

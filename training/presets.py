@@ -25,7 +25,7 @@ DEFAULTS = dict(
     density_noise_fade_kimg=0.0, blur_fade_kimg=200.0, blur_init_sigma=10.0, resume_blur=False, d_reg_every=16,
     # optimisers, augmentation, length
     batch=None, batch_gpu=None, glr=0.0025, dlr=0.002, adam_beta2=0.99, ema_kimg=None, aug='noaug', p=0.2, target=0.6,
-    augpipe='head', kimg=25000.0, tick=4.0, snap=50, seed=0, workers=3, metrics='none',
+    augpipe='head', kimg=25000.0, tick=4.0, snap=50, seed=0, workers=3, metrics='none', metrics_num=None, metrics_features=None,
 )
 
 CFGS = {

@@ -308,7 +308,7 @@ class _StopRequest:
 def training_loop(config, run_dir, device, evaluate=None):
     """Train as `config` says (see configure.training_config), writing into `run_dir`; returns the last snapshot's path.
 
-    `evaluate(metric name, snapshot path)` gives the metric's record, for the names in config['run']['metrics'].
+    `evaluate(snapshot path)` yields records of metrics; every process calls it, with the snapshot of process 0.
     Ctrl-C ends the run after saving what it has learned.
     """
     trainer = Trainer(config, run_dir, device)
@@ -335,16 +335,17 @@ def training_loop(config, run_dir, device, evaluate=None):
                 continue
             tick, tick_start = tick + 1, trainer.nimg
             collector.update()
-            if not main:
-                continue
-            reporter.end_tick(tick, trainer.nimg, collector.as_dict(), None if trainer.ada is None else trainer.ada.p)
+            if main:
+                reporter.end_tick(tick, trainer.nimg, collector.as_dict(), None if trainer.ada is None else trainer.ada.p)
             if done or (run.snapshot_ticks and tick % run.snapshot_ticks == 0):
-                trainer.save_images()
-                snapshot = trainer.save_network()
-                for metric in () if interrupted else run.metrics:
-                    for figure, value in evaluate(metric, snapshot)['results'].items():
+                if main:
+                    trainer.save_images()
+                    snapshot = trainer.save_network()
+                for record in () if interrupted or evaluate is None else evaluate(distributed.broadcast_object(snapshot)):
+                    for figure, value in record['results'].items() if main else ():
                         reporter.add_metric(figure, value, trainer.nimg)
-            reporter.start_tick()
+            if main:
+                reporter.start_tick()
     progress.close()
     if main:
         reporter.close()

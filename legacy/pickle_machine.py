@@ -13,9 +13,10 @@ import pickletools
 
 from dnnlib import UserError
 
-MAX_INSTRUCTIONS = 2_000_000     # a published 512 pixel file with three networks has some hundred thousand
+MAX_INSTRUCTIONS = 1_000_000     # a published 512 pixel file with three networks has some hundred thousand
 MAX_LINE = 1000
 MIN_PROTOCOL, MAX_PROTOCOL = 2, 5
+PROTO, STOP = b'\x80', b'.'
 SCALARS = (str, int, float, bool, bytes, type(None))
 
 
@@ -82,24 +83,21 @@ class Machine:
     def run(self):
         """The value of the pickle that begins here; the stream is left behind it. Raises Damaged, or what `find` raises."""
         try:
-            for count, (instruction, argument, position) in enumerate(pickletools.genops(self._stream)):
-                if count == 0 and instruction.name != 'PROTO':
+            for count in range(self._max):
+                code = self._stream.read(1)
+                if count == 0 and code != PROTO:
                     raise Damaged('no pickle of protocol 2 to 5')
-                if count > self._max:
-                    raise Damaged(f'more than {self._max} instructions')
-                if instruction.name == 'STOP':
+                if code == STOP:
                     return self._last()
-                action = ACTIONS.get(instruction.name)
-                if action is None:
-                    raise Damaged(f'instruction {instruction.name} at byte {position}')
-                action(self, argument)
+                if code not in INSTRUCTIONS:     # nothing of an instruction off the list is even decoded
+                    raise Damaged(f'instruction {code!r} at byte {self._stream.tell() - 1}')
+                decode, action = INSTRUCTIONS[code]
+                action(self, None if decode is None else decode(self._stream))
         except (Damaged, UserError):
             raise
         except (IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError, MemoryError) as error:
-            if 'exhausted' in str(error):
-                raise Truncated(str(error)) from error
             raise Damaged(f'{type(error).__name__}: {error}'[:200]) from error
-        raise Truncated('no end')
+        raise Damaged(f'more than {self._max} instructions')
 
     def _last(self):
         if self._outer or len(self._stack) != 1:
@@ -243,3 +241,7 @@ ACTIONS = {
     'GLOBAL': Machine.global_name, 'STACK_GLOBAL': Machine.stack_global, 'REDUCE': Machine.reduce, 'NEWOBJ': Machine.new_object,
     'BUILD': Machine.build, 'BINPERSID': Machine.persistent_id,
 }
+
+# {byte: (decoder of its argument or None, action)}.
+INSTRUCTIONS = {opcode.code.encode('latin-1'): (None if opcode.arg is None else opcode.arg.reader, ACTIONS[opcode.name])
+                for opcode in pickletools.opcodes if opcode.name in ACTIONS}

@@ -51,7 +51,7 @@ def call(module, name, *args):
 
 def dumps(value, protocol=2):
     """The pickle of a value."""
-    return pickle.PROTO + bytes([protocol]) + _encode(value, protocol) + pickle.STOP
+    return pickle.PROTO + bytes([protocol]) + encode(value, protocol) + pickle.STOP
 
 
 def _text(text):
@@ -75,20 +75,21 @@ def _name(module, name, protocol):
 def _entries(items, protocol):
     if not items:
         return b''
-    return pickle.MARK + b''.join(_encode(part, protocol) for pair in items.items() for part in pair) + pickle.SETITEMS
+    return pickle.MARK + b''.join(encode(part, protocol) for pair in items.items() for part in pair) + pickle.SETITEMS
 
 
 def _state(state, protocol):
-    return b'' if state is None else _encode(state, protocol) + pickle.BUILD
+    return b'' if state is None else encode(state, protocol) + pickle.BUILD
 
 
 def _octets(value, protocol):
     if protocol < 3:   # as Python 3 does it where the protocol has no bytes
-        return _encode(call('_codecs', 'encode', value.decode('latin-1'), 'latin1') if value else call('__builtin__', 'bytes'), protocol)
+        return encode(call('_codecs', 'encode', value.decode('latin-1'), 'latin1') if value else call('__builtin__', 'bytes'), protocol)
     return pickle.BINBYTES + struct.pack('<I', len(value)) + value
 
 
-def _encode(value, protocol):
+def encode(value, protocol):
+    """Instructions that leave a value on the stack."""
     if isinstance(value, Raw):
         return value.octets
     if value is None or isinstance(value, bool):
@@ -102,13 +103,13 @@ def _encode(value, protocol):
     if isinstance(value, (bytes, bytearray)):
         return _octets(bytes(value), protocol)
     if isinstance(value, tuple):
-        return pickle.MARK + b''.join(_encode(item, protocol) for item in value) + pickle.TUPLE
+        return pickle.MARK + b''.join(encode(item, protocol) for item in value) + pickle.TUPLE
     if isinstance(value, list):
-        return pickle.EMPTY_LIST + pickle.MARK + b''.join(_encode(item, protocol) for item in value) + pickle.APPENDS
+        return pickle.EMPTY_LIST + pickle.MARK + b''.join(encode(item, protocol) for item in value) + pickle.APPENDS
     if isinstance(value, dict):
         return pickle.EMPTY_DICT + _entries(value, protocol)
     if isinstance(value, set):
-        return _encode(call('__builtin__' if protocol < 3 else 'builtins', 'set', sorted(value)), protocol)
+        return encode(call('__builtin__' if protocol < 3 else 'builtins', 'set', sorted(value)), protocol)
     return _encode_object(value, protocol)
 
 
@@ -116,8 +117,8 @@ def _encode_object(value, protocol):
     if isinstance(value, Global):
         return _name(value.module, value.name, protocol)
     if isinstance(value, PersistentId):
-        return _encode(value.value, protocol) + pickle.BINPERSID
+        return encode(value.value, protocol) + pickle.BINPERSID
     name = _name(value.module, value.name, protocol)
     if isinstance(value, Call):
-        return name + _encode(value.args, protocol) + pickle.REDUCE + _state(value.state, protocol)
+        return name + encode(value.args, protocol) + pickle.REDUCE + _state(value.state, protocol)
     return name + pickle.EMPTY_TUPLE + pickle.NEWOBJ + _entries(value.items, protocol) + _state(value.state, protocol)

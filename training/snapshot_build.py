@@ -32,11 +32,13 @@ class Blueprint:
     what: str
     is_published: bool = False
 
+    def __post_init__(self):
+        _check_arguments(self.init_kwargs)
+
     def build(self, size):
         """The network on the CPU, in evaluation mode without gradients, from a file of `size` bytes. UserError if class,
         arguments and tensors do not fit each other exactly, or are larger than the file."""
         try:
-            _check_arguments(self.init_kwargs)
             with torch.device('meta'):
                 outline = self.cls(**persistence.plain_containers(self.init_kwargs)).state_dict()
             tensors = published.settle_filters(self.tensors, outline) if self.is_published else self.tensors

@@ -83,7 +83,7 @@ def _build(folder):
         raise OSError(f'no C++ compiler {compiler}')
     from torch.utils import cpp_extension   # imports setuptools; only those who build pay for it
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     temporary = Path(tempfile.mkdtemp(prefix=folder.name + '.', dir=folder.parent))
     try:
         with _ninja_on_path():
@@ -99,11 +99,16 @@ def _build(folder):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_leftovers(folder):
-    """Delete what builds left that were killed long ago."""
-    for path in folder.parent.glob(folder.name + '.*'):
-        if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
-            shutil.rmtree(path, ignore_errors=True)
+def remove_leftovers(target):
+    """Delete what builds of `target`, a file or folder, left beside it when they were killed, if that is long ago."""
+    for path in target.parent.glob(target.name + '.*'):
+        with contextlib.suppress(OSError):   # another process may be at it too
+            if time.time() - path.stat().st_mtime <= LEFTOVER_AGE:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Volume rendering of three feature planes in one operator (C++, CPU), forward and first-order backward.
+"""Volume rendering of three feature planes in one operator (C++ on the CPU, CUDA), forward and first-order backward.
 
 It computes what training/volumetric_rendering/renderer.py does for planes with a one-layer decoder: the plain code is the
 definition, and the fallback where can_render says no. No per-sample value is kept but the sorted depths and densities;
@@ -6,14 +6,17 @@ the backward pass computes the rest again. There is no gradient through depths, 
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple, Optional, Tuple
 
 import torch
 
+from torch_utils.ops import cuda_build, cuda_render
 from torch_utils.ops import schemas  # noqa: F401  declares the operators
 from torch_utils.ops.native import load_native
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATIONS = ('none', 'sigmoid', 'lrelu')   # of the colours; the position is the number the operator takes
 
 
@@ -50,10 +53,24 @@ class RaySamples:
     fine_density_noise: Optional[torch.Tensor] = None      # [N, M, S2]
 
 
-def can_render(planes, decoder):
-    """Whether the operator is there for these tensors: float32, float16 or bfloat16 on the CPU, and a compiler was found."""
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    return all(t.device.type == 'cpu' and t.dtype in dtypes for t in (planes, *decoder)) and load_native()
+def can_render(planes, decoder, samples=0):
+    """Whether the operator is there for these tensors: float32, float16 or bfloat16, on a device it was built for, of sizes
+    it takes. `samples`: of a ray, coarse and fine, where rays are rendered."""
+    tensors = (planes, *decoder)
+    if any(t.device != planes.device or t.dtype not in DTYPES for t in tensors):
+        return False
+    if planes.device.type == 'cpu':
+        return load_native()
+    return planes.device.type == 'cuda' and _load_cuda(planes.device) and cuda_render.fits(planes, decoder, samples)
+
+
+@functools.lru_cache(maxsize=None)
+def _load_cuda(device):
+    """Register the CUDA implementation where its kernels can be had."""
+    if not cuda_build.load_cuda(device):
+        return False
+    cuda_render.register()
+    return True
 
 
 def volume_render(planes, decoder, layout, rays, crop_limit=None, white_back=False):
@@ -63,7 +80,7 @@ def volume_render(planes, decoder, layout, rays, crop_limit=None, white_back=Fal
     None for no limit; white_back: rays that pass end in white. Returns features [N, M, colours], depth [N, M, 1] and
     opacity [N, M, 1] (the sum of the weights) in float32. Gradients: planes, decoder, origins, directions.
     """
-    floats = [t.float() for t in (_single(planes), *decoder, rays.origins, rays.directions)]
+    floats = [_planes(planes), *(t.float() for t in (*decoder, rays.origins, rays.directions))]
     noise = [None if t is None or t.numel() == 0 else t.float() for t in
              (rays.fine_noise, rays.coarse_density_noise, rays.fine_density_noise)]
     limit = math.inf if crop_limit is None else float(crop_limit)
@@ -77,20 +94,22 @@ def volume_render(planes, decoder, layout, rays, crop_limit=None, white_back=Fal
 def plane_query(planes, decoder, layout, points):
     """(density [N, M, 1], features [N, M, colours]) at points [N, M, 3], without gradients; ask can_render first."""
     with torch.no_grad():
-        floats = [t.float() for t in (_single(planes), *decoder, points)]
+        floats = [_planes(planes), *(t.float() for t in (*decoder, points))]
         return torch.ops.omnihead.plane_query(*floats, *layout.arguments())
 
 
 def plane_density(planes, decoder, layout, points):
     """Density [N, M, 1] at points [N, M, 3], without gradients and without the work of colours; ask can_render first."""
     with torch.no_grad():
-        floats = [t.float() for t in (_single(planes), *decoder, points)]
+        floats = [_planes(planes), *(t.float() for t in (*decoder, points))]
         return torch.ops.omnihead.plane_density(*floats, *layout.arguments()[:3])
 
 
-def _single(planes):
-    """One identity's planes where they were expanded: the operator shares them between all rays."""
-    return planes[:1] if planes.shape[0] > 1 and planes.stride(0) == 0 else planes
+def _planes(planes):
+    """Planes as the operator takes them: one identity's where they were expanded, which all rays then share; in their own type
+    on CUDA, where half of the memory is half of the time."""
+    planes = planes[:1] if planes.shape[0] > 1 and planes.stride(0) == 0 else planes
+    return planes if planes.device.type == 'cuda' else planes.float()
 
 
 def _fake_render(planes, weight1, bias1, weight2, bias2, origins, directions, depths, fine_noise, *_):

@@ -93,7 +93,8 @@ class PlaneField(Field):
 
     def render_fused(self, rays, options, noise):
         decoder = self._plain_decoder()
-        if decoder is None or not can_render(self.planes, decoder):
+        samples = options.depth_resolution + options.depth_resolution_importance
+        if decoder is None or not can_render(self.planes, decoder, samples):
             return None
         if options.ray_start == 'auto' and torch.is_grad_enabled() and (rays.origins.requires_grad or rays.directions.requires_grad):
             return None   # here depths depend on the rays, and the operator has no gradient through depths

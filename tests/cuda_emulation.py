@@ -1,0 +1,71 @@
+"""Lets the CUDA operators run on the CPU: their kernels compiled by g++ through cuda_emulation.h. For tests of their logic."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dnnlib.util import cache_folder
+from torch_utils.ops import cuda_build
+
+HEADER = Path(__file__).with_name('cuda_emulation.h')
+COMPILER = shutil.which('g++')
+FLAGS = ['-std=c++17', '-O1', '-shared', '-fPIC', '-Wall', '-Werror', '-Wno-unknown-pragmas', '-Wno-unused-function', '-DOMNI_EMULATE']
+# A small GPU, so that blocks go through several rays and rows of sums have to be added up.
+FACTS = cuda_build.Facts('emulated', 2, 99 << 10, 100 << 10)
+PARAMS = {'volume_render_forward': 'omni::RenderParams', 'volume_render_backward': 'omni::RenderParams', 'plane_query': 'omni::RenderParams',
+          'pack_planes': 'omni::PackParams', 'unpack_planes': 'omni::PackParams', 'bias_act': 'omni::BiasActParams',
+          'upfirdn2d': 'omni::UpFirDnParams'}
+
+
+class EmulatedKernel:
+    """What cuda_build.Kernel offers, on the CPU."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def launch(self, grid, threads, shared, params):
+        """Run the kernel to its end."""
+        self.function(ctypes.c_void_p(ctypes.addressof(params)), *(ctypes.c_int(n) for n in (*grid, threads)), ctypes.c_longlong(shared))
+
+
+def use(monkeypatch):
+    """Kernels are emulated until the end of the test; the operators' Python functions then take CPU tensors."""
+    monkeypatch.setattr(cuda_build, 'kernel', emulated_kernel)
+    monkeypatch.setattr(cuda_build, 'facts', lambda device: FACTS)
+
+
+@functools.lru_cache(maxsize=None)
+def emulated_kernel(source, name, defines, device):
+    """Kernel `name` of csrc/`source` on the CPU; compiled once, and kept in the project's cache like any build."""
+    text = (f'#include "{source}"\nextern "C" void launch(const {PARAMS[name]}* p, int x, int y, int z, int threads, i64 shared) {{\n'
+            f'    emulation::run({{x, y, z}}, threads, shared, [=] {{ {name}(*p); }});\n}}\n')
+    macros = [f'-D{key}={value}' for key, value in defines]
+    digest = hashlib.sha256(repr((text, macros, FLAGS)).encode())
+    for path in (HEADER, cuda_build.SOURCES / source, *sorted((cuda_build.SOURCES / 'shared').iterdir())):
+        digest.update(path.read_bytes())
+    library = cache_folder() / 'emulation' / f'{name}-{digest.hexdigest()[:20]}.so'
+    if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            main = Path(folder) / 'main.cpp'
+            main.write_text(text)
+            command = [COMPILER, *FLAGS, *macros, f'-I{HEADER.parent}', f'-I{cuda_build.SOURCES}', str(main), '-o', f'{folder}/out.so']
+            run = subprocess.run(command, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr[-3000:]
+            os.replace(f'{folder}/out.so', library)
+    return EmulatedKernel(ctypes.CDLL(str(library)).launch)
+
+
+def guarded(tensor):
+    """A copy with NaN before and behind it in memory: what reads out of bounds shows."""
+    room = torch.full([tensor.numel() + 64], float('nan'), dtype=tensor.dtype)
+    inside = room[32:-32].view(tensor.shape)
+    inside.copy_(tensor)
+    return inside

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 from pathlib import Path
 
 import click
@@ -14,8 +13,10 @@ from metrics import check_metrics, snapshot_evaluator
 from torch_utils import distributed, misc
 from training.configure import CHOICES, describe_run, set_values, training_config
 from training.dataset_check import check_dataset, faults_error
+from training.build import check_run
 from training.presets import PRESETS
-from training.training_loop import check_run, training_loop
+from training.state import abandon_later_states, check_same_run, choose_run_dir, read_options, run_of
+from training.training_loop import training_loop
 
 NUMBER, WHOLE, FLAG, TEXT = FiniteFloat(), int, bool, str
 
@@ -55,9 +56,13 @@ FLAGS = [
     ('reg_type', TEXT, ', '.join(CHOICES['reg_type'])), ('density_noise_fade_kimg', NUMBER, 'Fade of density noise'),
     ('blur_fade_kimg', NUMBER, 'Fade of the blur'), ('resume_blur', FLAG, 'Blur when resuming'), ('glr', NUMBER, 'Learning rate of G'),
     ('dlr', NUMBER, 'Learning rate of D'), ('aug', TEXT, ', '.join(CHOICES['aug'])), ('augpipe', TEXT, ', '.join(CHOICES['augpipe'])),
-    ('p', NUMBER, 'Probability for --aug=fixed'), ('target', NUMBER, 'Target for --aug=ada'), ('resume', TEXT, 'Snapshot to start from'),
+    ('p', NUMBER, 'Probability for --aug=fixed'), ('target', NUMBER, 'Target for --aug=ada'),
+    ('resume', TEXT, 'Snapshot to start a new stage from, or run folder to go on with'),
     ('resume_kimg', NUMBER, 'kimg it has seen'), ('kimg', NUMBER, 'Thousand images in all'), ('tick', NUMBER, 'kimg per tick'),
-    ('snap', WHOLE, 'Ticks per snapshot'), ('metrics', TEXT, 'Names, comma-separated'), ('metrics_num', WHOLE, 'Fakes for metrics'),
+    ('snap', WHOLE, 'Ticks per snapshot'), ('state_minutes', NUMBER, 'Minutes per training state'),
+    ('state_ticks', WHOLE, 'Ticks per training state'), ('keep_states', WHOLE, 'Training states kept'),
+    ('prior_yaw', NUMBER, 'Without labels: largest |yaw| of fakes'), ('prior_pitch', NUMBER, '... largest |pitch|'),
+    ('metrics', TEXT, 'Names, comma-separated'), ('metrics_num', WHOLE, 'Fakes for metrics'),
     ('metrics_features', TEXT, 'Feature network for metrics, as in calc_metrics.py'), ('seed', WHOLE, 'Random seed'),
     ('workers', WHOLE, 'Reading processes'), ('nobench', FLAG, 'No cuDNN search'), ('desc', TEXT, "Text for the run folder's name"),
 ]
@@ -69,16 +74,6 @@ def with_flags(command):
         names = {f'--{name}', f'--{name.replace("-", "_")}', f'--{name.replace("_", "-")}'}
         command = click.option(*sorted(names, reverse=True), name.replace('-', '_'), type=kind, default=None, help=text)(command)
     return command
-
-
-def next_run_dir(outdir, description):
-    """OUTDIR/NNNNN-description with the next free number, created."""
-    while True:
-        taken = [int(m[1]) for m in (re.match(r'(\d+)-', p.name) for p in outdir.iterdir() if p.is_dir()) if m]
-        path = outdir / f'{max(taken, default=-1) + 1:05d}-{description}'
-        with contextlib.suppress(FileExistsError):   # another run took the number
-            path.mkdir()
-            return path
 
 
 def run_process(config, run_dir):
@@ -93,13 +88,20 @@ def run_process(config, run_dir):
 @click.option('--img_data', '--img-data', '--data', 'img_data', required=True, help='Images with dataset.json: folder or zip')
 @with_flags
 @click.option('--set', 'assignments', multiple=True, metavar='PATH=VALUE', help='Any entry of the configuration, e.g. G.features=16')
+@click.option('--fresh', is_flag=True, help='A new run, even if an unfinished one of this configuration could be gone on with')
+@click.option('--allow-changes', is_flag=True, help='Go on with --resume RUN_FOLDER though settings differ')
 @click.option('-n', '--dry-run', is_flag=True, help='Print the configuration and stop')
 @trust_pickle_option()
 @user_errors
-def main(outdir, assignments, dry_run, **flags):
-    """Train a head generator; see README.md for whole commands."""
-    if 'LOCAL_RANK' in os.environ:   # under torchrun, which has started the processes
-        flags['gpus'] = int(os.environ['WORLD_SIZE'])
+def main(outdir, assignments, fresh, allow_changes, dry_run, **flags):
+    """Train a head generator; see README.md for whole commands. The same command again goes on with its unfinished run.
+
+    Exit codes: 0 finished or Ctrl-C, 1 fault, 2 wrong input, 75 SIGTERM: all is saved, run the command again."""
+    run_dir = run_of(flags['resume'])
+    if run_dir is not None:     # all that counts is in the folder; what the run itself was started from stays as it was
+        state, original = flags['resume'], read_options(run_dir) or {'run': {'resume': None, 'resume_kimg': 0.0}}
+        flags.update({key: original['run'][key] or None for key in ('resume', 'resume_kimg')})
+    flags['gpus'] = distributed.num_processes(flags['gpus'])
     config = training_config(flags)
     check_metrics(config['run']['metrics'], config['run']['metrics_num'], config['run']['metrics_features'])
     set_values(config, assignments)
@@ -108,19 +110,21 @@ def main(outdir, assignments, dry_run, **flags):
     if faults:
         raise faults_error(faults, data['path'])
     check_run(config)
-    if 'LOCAL_RANK' in os.environ and os.environ['RANK'] != '0':   # the first process reports and writes
-        run_process(config, outdir)
-        return
-    print(json.dumps(config, indent=2))
-    if dry_run:
-        return
-    misc.resolve_device(config['run']['device'])
-    run_dir = next_run_dir(writable_folder(outdir), describe_run(config, flags))
-    print(f'Run folder: {run_dir}')
-    if config['run']['num_gpus'] > 1 and 'LOCAL_RANK' not in os.environ:
-        distributed.spawn(run_process, config['run']['num_gpus'], config, run_dir)
-    else:
-        run_process(config, run_dir)
+    if run_dir is not None:
+        check_same_run(run_dir, config, allow_changes)
+    if not distributed.under_torchrun() or os.environ['RANK'] == '0':   # the first process reports and writes
+        print(json.dumps(config, indent=2))
+        if dry_run:
+            return
+        misc.resolve_device(config['run']['device'])
+        if run_dir is None:
+            run_dir, text = choose_run_dir(writable_folder(outdir), config, describe_run(config, flags), fresh)
+        else:
+            text = f'Run folder: {run_dir}, which is gone on with'
+            abandon_later_states(state)
+        print(text)
+    if not dry_run:
+        distributed.run_processes(run_process, config['run']['num_gpus'], config, run_dir)
 
 
 if __name__ == '__main__':

@@ -23,12 +23,13 @@ from dnnlib import UserError
 from small_sets import write_set
 from tiny_runs import PANOHEAD_ONLY, TINY, invoke, run_train, snapshot, write_heads
 from torch_utils import distributed, misc
-from training import training_loop
+from training import trainer as trainer_module
 from training.configure import training_config
 from training.losses.adversarial import AdversarialLoss
 from training.presets import PRESETS
 from training.snapshot import load_network
-from training.training_loop import Trainer, build_networks
+from training.build import build_networks
+from training.trainer import Trainer
 
 ROOT = Path(train.__file__).resolve().parent
 NETWORKS = ('G', 'D', 'G_ema')
@@ -73,9 +74,13 @@ def size(path):
 
 def test_run_folder(run):
     assert run.name == '00000-ffhq-heads-gpus1-batch4-gamma0.2'
-    assert {path.name for path in run.iterdir()} - {next(run.glob('events.out.tfevents.*')).name} == {
-        'training_options.json', 'stats.jsonl', 'log.txt', 'reals.png', 'segs.png', 'network-snapshot-000000.pkl',
-        'views000000.png', 'fakes000000.png', 'fakes000000_raw.png', 'fakes000000_depth.png', 'fakes000000_alpha.png'}
+    # Moments of the same kimg have names of their own.
+    of_moments = {f'{start}{moment}{end}' for moment in ('000000', '000000_004', '000000_008', '000000_012') for start, end in (
+        ('network-snapshot-', '.pkl'), ('views', '.png'), ('fakes', '.png'), ('fakes', '_raw.png'), ('fakes', '_depth.png'),
+        ('fakes', '_alpha.png'))}
+    assert {path.name for path in run.iterdir()} - {next(run.glob('events.out.tfevents.*')).name, '.lock'} == {
+        'training_options.json', 'stats.jsonl', 'log.txt', 'reals.png', 'segs.png', 'finished.json', *of_moments,
+        'training-state-000000.pt', 'training-state-000000_008.pt', 'training-state-000000_012.pt'}
 
 
 def test_run_folders_are_numbered(heads, tmp_path):
@@ -112,7 +117,7 @@ def test_snapshot_holds_all(run):
     assert json.loads((run / 'training_options.json').read_text())['training_set'] == data['training_set_kwargs']
     for network in (data[key] for key in NETWORKS):
         assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
-    G = load_network(run / 'network-snapshot-000000.pkl')
+    G = load_network(max(run.glob('network-snapshot-*.pkl')))
     assert changed(G, data['G_ema']) == set()
 
 
@@ -221,20 +226,21 @@ def test_flags_reach_the_training(heads, tmp_path, flags, differs):
 def test_raw_resolution_fades_into_the_snapshot(heads, tmp_path):
     flags = '--neural_rendering_resolution_final 16 --neural_rendering_resolution_fade_kimg 0.016'
     for kimg, resolution in ((0, 8), (0.008, 12), (0.02, 16)):
-        run_dir = run_train(tmp_path, heads, f'{flags} --kimg {kimg} --snap 0')
+        run_dir = run_train(tmp_path / str(kimg), heads, f'{flags} --kimg {kimg} --snap 0')
         data = snapshot(run_dir)
         assert data['G'].init_kwargs['neural_rendering_resolution'] == data['G_ema'].neural_rendering_resolution == resolution
-        assert size(run_dir / 'fakes000000_raw.png') == (6 * resolution, 4 * resolution)
+        moment = max(run_dir.glob('network-snapshot-*.pkl')).stem.removeprefix('network-snapshot-')
+        assert size(run_dir / f'fakes{moment}_raw.png') == (6 * resolution, 4 * resolution)
 
 
 def test_resuming(heads, run, tmp_path):
     """The second stage as its readers type it: --resume, a final raw resolution, and the images seen so far."""
     start = snapshot(run)
-    common = f'--resume={run / "network-snapshot-000000.pkl"} --resume_kimg 7 --neural_rendering_resolution_final 16'
-    still = snapshot(run_train(tmp_path, heads, f'{common} --kimg 7'))
+    common = f'--resume={max(run.glob("network-snapshot-*.pkl"))} --resume_kimg 7 --neural_rendering_resolution_final 16'
+    still = snapshot(run_train(tmp_path / 'still', heads, f'{common} --kimg 7'))
     assert all(changed(start[key], still[key]) == set() for key in NETWORKS)
-    gone_on = run_train(tmp_path, heads, f'{common} --kimg 7.008')
-    assert [path.name for path in gone_on.glob('*.pkl')] == ['network-snapshot-000007.pkl']
+    gone_on = run_train(tmp_path / 'on', heads, f'{common} --kimg 7.008 --tick 1')
+    assert sorted(path.name for path in gone_on.glob('*.pkl')) == ['network-snapshot-000007.pkl', 'network-snapshot-000007_008.pkl']
     assert all(changed(start[key], snapshot(gone_on)[key]) for key in NETWORKS)
     assert stats(gone_on)[-1]['Progress/kimg']['mean'] == pytest.approx(7.008)
 
@@ -284,10 +290,11 @@ def spoil_gradients(monkeypatch, phases):
     accumulate = AdversarialLoss.accumulate
 
     def spoiled(self, phase, *args, **kwargs):
-        accumulate(self, phase, *args, **kwargs)
+        loss = accumulate(self, phase, *args, **kwargs)
         if phase in phases:
             network = self.generator if phase.startswith('G') else self.discriminator
             next(p for p in network.parameters() if p.grad is not None).grad.fill_(math.nan)
+        return loss
     monkeypatch.setattr(AdversarialLoss, 'accumulate', spoiled)
 
 
@@ -305,7 +312,7 @@ def test_step_without_finite_gradients_is_skipped_and_counted(heads, tmp_path, m
 def test_run_that_learns_nothing_gives_up(heads, tmp_path, monkeypatch, phases):
     """Also when the other network's steps go well in between."""
     spoil_gradients(monkeypatch, phases)
-    monkeypatch.setattr(training_loop, 'MAX_SKIPPED_STEPS', 3)
+    monkeypatch.setattr(trainer_module, 'MAX_SKIPPED_STEPS', 3)
     result = invoke(train, f'--outdir {tmp_path} --img_data {heads[0]} --seg_data {heads[1]} {TINY} {PANOHEAD_ONLY} --kimg 0.1')
     assert result.exit_code == 2 and 'Traceback' not in result.output
     assert 'not finite' in result.output and 'Gmain' in result.output

@@ -35,7 +35,8 @@ BOUNDS = {
     'neural_rendering_resolution_initial': (4, 1024), 'neural_rendering_resolution_final': (4, 1024),
     'neural_rendering_resolution_fade_kimg': (0, None), 'gpc_reg_fade_kimg': (0, None), 'resume_kimg': (0, None), 'c_noise': (0, None),
     'disc_c_noise': (0, None), 'density_reg_p_dist': (0, None), 'decoder_lr_mul': (1e-6, None), 'max_pitch': (0, 90),
-    'max_size': (1, None),
+    'max_size': (1, None), 'state_minutes': (0, None), 'state_ticks': (0, None), 'keep_states': (1, None), 'prior_yaw': (0, 180),
+    'prior_pitch': (0, 80),
 }
 
 
@@ -176,8 +177,11 @@ def training_config(given):
         training_set=dict(class_name=DATASET, path=str(o.img_data), seg_path=None if o.seg_data is None else str(o.seg_data),
                           use_labels=o.cond, xflip=o.mirror, min_yaw=o.min_yaw, max_yaw=o.max_yaw, max_pitch=o.max_pitch,
                           back_repeat=o.back_repeat, max_size=o.max_size, random_seed=o.seed),
+        # Cameras of fakes where images have no labels: uniform within these angles in degrees.
+        camera_prior=dict(yaw=o.prior_yaw, pitch=o.prior_pitch),
         run=dict(batch_size=o.batch, batch_gpu=o.batch_gpu, num_gpus=o.gpus, device=o.device, total_kimg=o.kimg, kimg_per_tick=o.tick,
-                 snapshot_ticks=o.snap, seed=o.seed, workers=o.workers, resume=o.resume, resume_kimg=o.resume_kimg,
+                 snapshot_ticks=o.snap, state_minutes=o.state_minutes, state_ticks=o.state_ticks, keep_states=o.keep_states,
+                 seed=o.seed, workers=o.workers, resume=o.resume, resume_kimg=o.resume_kimg,
                  metrics=[m.strip() for m in o.metrics.split(',') if m.strip() not in ('', 'none')], metrics_num=o.metrics_num,
                  metrics_features=o.metrics_features and [name.strip() for name in o.metrics_features.split(',')],
                  cudnn_benchmark=not o.nobench),

@@ -8,6 +8,7 @@ DEFAULTS = dict(
     # data and conditioning
     cond=True, mirror=False, min_yaw=0, max_yaw=180, max_pitch=90, back_repeat=1, max_size=None,
     gen_pose_cond=False, c_scale=1.0, c_noise=0.0, gpc_reg_prob=0.5, gpc_reg_fade_kimg=1000.0,
+    prior_yaw=180.0, prior_pitch=15.0,
     # generator
     generator='panohead', z_dim=512, w_dim=512, features=32, cbase=32768, cmax=512, map_depth=2,
     triplane_size=256, triplane_depth=1, plane_axes='orthogonal', decoder_activation='none', decoder_lr_mul=1.0,
@@ -25,7 +26,7 @@ DEFAULTS = dict(
     density_noise_fade_kimg=0.0, blur_fade_kimg=200.0, blur_init_sigma=10.0, resume_blur=False, d_reg_every=16,
     # optimisers, augmentation, length
     batch=None, batch_gpu=None, glr=0.0025, dlr=0.002, adam_beta2=0.99, ema_kimg=None, aug='noaug', p=0.2, target=0.6,
-    augpipe='head', kimg=25000.0, tick=4.0, snap=50, seed=0, workers=3, metrics='none', metrics_num=None, metrics_features=None,
+    augpipe='head', kimg=25000.0, tick=4.0, snap=50, state_minutes=10.0, state_ticks=0, keep_states=3, seed=0, workers=3, metrics='none', metrics_num=None, metrics_features=None,
 )
 
 CFGS = {

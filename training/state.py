@@ -110,15 +110,24 @@ def prune_states(run_dir, keep):
         path.unlink(missing_ok=True)
 
 
-def newest_state(run_dir):
-    """(state, path) of the newest state that is whole, or (None, None). Damaged ones are set aside and named."""
-    for path in reversed(state_files(run_dir)):
+def newest_state(run_dir, passed_over=0):
+    """(state, path) of the newest state that is whole, or (None, None). Damaged ones are set aside and named. `passed_over`:
+    do without so many of the newest, as long as one is left."""
+    files = state_files(run_dir)
+    for path in reversed(files[:max(len(files) - passed_over, 1)]):
         try:
             return read_state(path), path
         except dnnlib.UserError as error:
             path.rename(path.with_name(f'{path.name}.damaged'))
             tqdm.write(f'{error}; set aside, the one before it is taken')
     return None, None
+
+
+def abandon_later_states(path):
+    """Set the states of a run that are newer than the one at `path` aside; nothing where `path` is the run folder."""
+    for later in [] if Path(path).is_dir() else state_files(Path(path).parent):
+        if later.name > Path(path).name:
+            later.rename(later.with_name(f'{later.name}.abandoned'))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,6 +214,33 @@ def check_same_run(run_dir, config, allow_changes):
         raise dnnlib.UserError(f'--resume {run_dir}: was started with other settings:\n{describe_differences(found)}\n'
                                'Give the same settings, or --allow-changes to go on with the new ones')
     return found
+
+
+def run_of(resume):
+    """The run folder that --resume names, itself or by one of its states, to be gone on with; None where it names a snapshot.
+    States later than the one named are set aside by the caller with `abandon_later_states`. UserError if it has no state."""
+    if resume is None or dnnlib.util.is_url(resume):
+        return None
+    path = Path(resume)
+    if path.is_dir():
+        if not state_files(path):
+            raise dnnlib.UserError(f'--resume {path}: no {PREFIX}NNNNNN.pt in this folder; give a run folder or a network snapshot')
+        return path
+    return path.parent if path.name.startswith(PREFIX) and path.is_file() else None
+
+
+def choose_run_dir(outdir, config, description, fresh=False):
+    """(folder, text for the user): the newest unfinished run of this configuration in `outdir`, or a new one."""
+    path = None if fresh else find_run(outdir, config)
+    if path is not None:
+        return path, f'Run folder: {path}, which is gone on with (--fresh starts a new one)'
+    similar = None if fresh else almost_this_run(outdir, config)
+    path = next_run_dir(outdir, description)
+    text = f'Run folder: {path}'
+    if similar is not None:
+        text += (f'\nNot gone on with: {similar[0]}, an unfinished run with other settings:\n{describe_differences(similar[1])}\n'
+                 f'To go on with it all the same: --resume {similar[0]} --allow-changes')
+    return path, text
 
 
 @contextlib.contextmanager

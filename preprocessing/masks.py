@@ -61,7 +61,7 @@ def _torchscript(path):
     try:
         model = torch.jit.load(str(path), map_location='cpu').eval()
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f'--matting {path}: not a TorchScript file ({str(error).splitlines()[0]}); save one with torch.jit.trace') from error
+        raise UserError(f'--matting {path}: not a TorchScript file ({str(error).splitlines()[0]}); see torch.jit.trace') from error
 
     @torch.no_grad()
     def apply(image, landmarks):

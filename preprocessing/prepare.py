@@ -13,7 +13,7 @@ from preprocessing import crops, poses, silhouette
 from preprocessing.faceboxes import detect_faces
 from preprocessing.masks import find_matting
 from preprocessing.photos import MIN_SIDE, Photo, read_mask, read_photo
-from preprocessing.regressor import decompose_projection, regress_faces, roi_of_box
+from preprocessing.regressor import NUM_LANDMARKS, decompose_projection, regress_faces, roi_of_box
 from preprocessing.weights import load_tools
 
 ROUTES = ('auto', 'face', 'silhouette')
@@ -42,7 +42,8 @@ class PhotoOptions:
     given ones win over measured ones (roll: how far the head leans clockwise in the picture; the crop is turned upright).
     `matting`: 'built-in', 'rembg', 'none' (no mask), a TorchScript file, or a function from an RGB picture uint8 [H, W, 3] to
     a mask uint8 [H, W]. `estimator`: function (picture, mask) -> (yaw, pitch, roll) in degrees, asked where there is no
-    face. `keep_rejected`: also return heads that are out of range or too small, with that status.
+    face. `relation`: of crop and silhouette (silhouette.fit_relation). `keep_rejected`: also return heads that are out of
+    range or too small, with that status.
     """
     face: str | int = 'largest'
     route: str = 'auto'
@@ -51,6 +52,7 @@ class PhotoOptions:
     roll: float | None = None
     matting: object = 'built-in'
     estimator: object = None
+    relation: silhouette.Relation | None = None
     keep_rejected: bool = False
 
     def __post_init__(self):
@@ -129,18 +131,24 @@ def prepare_photo(path, options=None, tools=None, weights=None, mask=None, **set
     return list(found.heads)
 
 
-def examine_photo(path, options, tools=None, mask=None):
-    """Examination of one photograph; arguments as of prepare_photo. Raises UserError only where the picture cannot be read or
+def examine_photo(path, options, tools=None, mask=None, landmarks=None):
+    """Examination of one photograph; arguments as of prepare_photo; `landmarks` [68, 2] of another detector take the place of
+    the face found here. Raises UserError only where the picture cannot be read or
     an option does not fit it."""
     photo = _as_photo(path)
     height, width = photo.image.shape[:2]
     mask, mask_source = _given_mask(mask, photo)
     if min(height, width) < MIN_SIDE:
         return Examination((), (PhotoError(TOO_SMALL, f'{photo.name}: is {width}x{height} pixels'),), photo)
-    faces = [] if options.route == 'silhouette' else find_faces(photo.image, tools)
+    faces = [] if options.route == 'silhouette' or landmarks is not None else find_faces(photo.image, tools)
     heads, failures = [], []
-    if faces:
-        chosen = _chosen(faces, options.face, photo.name)
+    if landmarks is not None:
+        try:
+            heads.append(_head_of_landmarks(photo, np.asarray(landmarks, dtype=np.float64), options, tools, mask, mask_source))
+        except PhotoError as error:
+            failures.append(error)
+    elif faces:
+        chosen = choose_faces(faces, options.face, photo.name)
         for number in chosen:
             notes = photo.messages + _face_note(number, faces, options.face)
             try:
@@ -189,8 +197,8 @@ def _area(box):
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _chosen(faces, face, name):
-    """Numbers of the faces wanted."""
+def choose_faces(faces, face, name):
+    """Numbers of the `faces` (from find_faces) wanted by `face`, as in PhotoOptions; `name` of the photograph for messages."""
     if face == 'all':
         return range(len(faces))
     if face == 'largest':
@@ -241,6 +249,21 @@ def _head_of_face(photo, number, faces, options, tools, notes, mask, mask_source
         raise PhotoError(NO_FACE, f'{where}: a face was found in the picture but not in its crop')
     return finish_face(photo, where, quad, (face, tx, ty, scale), options, notes, mask, mask_source,
                        dict(face=number, num_faces=len(faces), box=box, landmarks=landmarks, first=first))
+
+
+def _head_of_landmarks(photo, landmarks, options, tools, mask, mask_source):
+    """PreparedHead of the face with given landmarks. Raises PhotoError where it cannot be used."""
+    try:
+        if landmarks.shape != (NUM_LANDMARKS, 2):
+            raise ValueError(f'wanted {NUM_LANDMARKS} landmarks (x, y), got an array {landmarks.shape}')
+        quad = crops.quad_of_landmarks(landmarks)
+    except ValueError as error:
+        raise PhotoError(NO_FACE, f'{photo.name}: {error}') from error
+    measured = measure_pose(photo.image, quad, tools)
+    if measured[0] is None:
+        raise PhotoError(NO_FACE, f'{photo.name}: no face found where the landmarks are')
+    return finish_face(photo, photo.name, quad, measured, options, photo.messages, mask, mask_source,
+                       dict(face=0, num_faces=1, box=None, landmarks=landmarks, first=None))
 
 
 def finish_face(photo, where, quad, measured, options, notes, mask, mask_source, found):
@@ -349,7 +372,7 @@ def _head_of_silhouette(photo, options, mask, mask_source):
     if options.yaw is None:
         angles, label_source = options.estimator(photo.image, mask), 'estimated'
     try:
-        quad = silhouette.quad_of_mask(mask, yaw_deg=angles[0], pitch_deg=angles[1], roll_deg=angles[2])
+        quad, measures = silhouette.quad_of_mask(mask, *angles, relation=options.relation)
     except ValueError as error:
         raise PhotoError(NO_FACE, f'{photo.name}: {error}') from error
     notes, status, side = photo.messages + ('cropped by its silhouette',), OK, crops.quad_side(quad)
@@ -358,6 +381,10 @@ def _head_of_silhouette(photo, options, mask, mask_source):
                                              f'wanted {crops.MIN_QUAD_SIDE}', options, notes)
     quality = {'side': side, 'outside': crops.share_outside(quad, photo.image.shape)}
     doubts = _doubts({'score': 1.0, 'deviation': 0.0, **quality}, None, photo.image.shape)
+    if measures.cut:
+        doubts += ('the silhouette runs out of the picture',)
+    if mask_source == 'built-in':
+        doubts += ('without a face the built-in mask is a guess: look at it',)
     status = LOW_CONFIDENCE if doubts and status == OK else status
     # The crop is turned upright, so that its label has no roll.
     return PreparedHead(crops.final_crop(photo.image, quad), crops.crop_mask(mask, quad),

@@ -64,8 +64,10 @@ def seeds(shape, points=None):
     if points is None:
         # The head may be small: what differs from the upper edges of the picture is head, wherever it is.
         distance = np.hypot((u - 0.5) / 0.40, (v - 0.5) / 0.48)
-        behind = np.where(np.minimum(u, 1 - u) < 0.25, (v < EDGE / 2) | ((np.minimum(u, 1 - u) < EDGE / 2) & (v < 0.6)), False)
-        return Seeds(np.clip(2.0 * (1.0 - distance), -1.5, 0.5), distance < 0.1, np.zeros(shape, dtype=bool), distance < 0.45, behind, REACH)
+        side = np.minimum(u, 1 - u)
+        behind = ((side < 0.25) & (v < EDGE / 2)) | ((side < EDGE / 2) & (v < 0.6))
+        prior = np.clip(2.0 * (1.0 - distance), -1.5, 0.5)
+        return Seeds(prior, distance < 0.1, np.zeros(shape, dtype=bool), distance < 0.45, behind, REACH)
     low, high = points.min(axis=0) / [width, height], points.max(axis=0) / [width, height]
     face = high - low
     # Ears and hair beside the face, hair above the brows, where the landmarks begin.

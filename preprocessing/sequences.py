@@ -1,0 +1,107 @@
+"""Several views of one person: those with a face say how the others are cropped and, in a sequence, where they were taken.
+
+Angles of single photographs are also read here: from a table, or spread evenly over a turntable.
+"""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dnnlib import UserError
+from preprocessing import crops, poses, silhouette
+
+WIDE = 1.6                    # how much more than the crop is segmented, so that no hair is cut off
+WIDE_SIZE = 448               # pixels
+
+
+def view_of(photo, head, matting):
+    """(mask, label, quad) for silhouette.fit_relation of a PreparedHead with a face: a wider part of the picture, segmented."""
+    centre, right, down = crops.axes_of_quad(head.quad)
+    corner, span = centre - WIDE * (right + down), WIDE_SIZE - 1
+    matrix = np.stack([2 * WIDE * right / span, 2 * WIDE * down / span, corner], axis=1)
+    inverse = np.linalg.inv(matrix[:, :2])
+    landmarks = None if head.landmarks is None else (head.landmarks - corner) @ inverse.T
+    mask = matting(crops.warp(photo.image, matrix, WIDE_SIZE, reflect=True), landmarks) if photo.alpha is None \
+        else crops.warp(photo.alpha, matrix, WIDE_SIZE)
+    # What is mirrored beyond the picture's borders is no head.
+    mask = np.minimum(mask, crops.warp(np.full(photo.image.shape[:2], 255, dtype=np.uint8), matrix, WIDE_SIZE))
+    return mask, head.label, (head.quad - corner) @ inverse.T
+
+
+def learned(options, views, measured, count, same_person, in_order):
+    """(PhotoOptions, angles by index) for the photographs without a face among `count`: the relation of crop and silhouette
+    fitted to `views`, and yaws between the `measured` ones (dict of index -> degrees) where the photographs are `in_order`."""
+    if same_person and views:
+        options = dataclasses.replace(options, relation=silhouette.fit_relation(views, options.relation))
+    angles = fill_yaws(measured, count) if in_order and options.yaw is None else {}
+    return options, {index: yaw for index, yaw in angles.items() if index not in measured}
+
+
+def fill_yaws(measured, count):
+    """Yaws in degrees, dict of index -> value in (-180, 180], of `count` photographs taken one after another while the camera
+    went round at an even pace, from those `measured`. Empty where fewer than two neighbours tell the pace."""
+    known = sorted(measured)
+    steps = [(measured[b] - measured[a]) / (b - a) for a, b in zip(known, known[1:]) if b - a == 1]
+    if not steps:
+        return {}
+    pace = float(np.median(steps))
+    # Round the back the yaw jumps by whole turns: take the number of turns that the pace says.
+    unwrapped = {known[0]: measured[known[0]]}
+    for a, b in zip(known, known[1:]):
+        expected = unwrapped[a] + pace * (b - a)
+        unwrapped[b] = measured[b] + 360 * round((expected - measured[b]) / 360)
+    values = np.interp(np.arange(count), known, [unwrapped[index] for index in known])
+    index = np.arange(count)
+    values = np.where(index < known[0], unwrapped[known[0]] + pace * (index - known[0]), values)
+    values = np.where(index > known[-1], unwrapped[known[-1]] + pace * (index - known[-1]), values)
+    return {int(k): wrapped(float(value)) for k, value in enumerate(values)}
+
+
+def wrapped(degrees):
+    """The angle in (-180, 180]."""
+    return 180.0 - (180.0 - degrees) % 360.0
+
+
+def spread_yaws(names, first, last):
+    """Dict of name -> (yaw, None, None): `names` in order, evenly from `first` to `last` degrees."""
+    return {name: (wrapped(float(yaw)), None, None) for name, yaw in zip(names, np.linspace(first, last, len(names)))}
+
+
+def read_angles(path):
+    """Dict of name -> (yaw, pitch or None, roll or None) in degrees from a CSV file (name,yaw[,pitch[,roll]]), or JSON: an
+    object of name -> yaw or [yaw, pitch, roll], or a dataset.json. Raises UserError naming file and entry."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'--angles {path}: cannot be read ({error})') from error
+    if path.suffix.lower() != '.json':
+        rows = [row for row in csv.reader(text.splitlines()) if row and not row[0].startswith('#')]
+        if rows and len(rows[0]) > 1 and rows[0][1].strip().lower() == 'yaw':
+            rows = rows[1:]
+        return {row[0].strip(): _angles(path, row[0], row[1:]) for row in rows}
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UserError(f'--angles {path}: not readable as JSON ({error})') from error
+    if not isinstance(data, dict):
+        raise UserError(f'--angles {path}: holds a {type(data).__name__}, wanted an object of name -> yaw or [yaw, pitch, roll]')
+    if isinstance(data.get('labels'), list):
+        try:
+            return {name: poses.angles_of_label([float(v) for v in label]) for name, label in data['labels']}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f'--angles {path}: its labels are not of the form [name, [25 numbers]] ({error})') from error
+    return {name: _angles(path, name, value if isinstance(value, list) else [value]) for name, value in data.items()}
+
+
+def _angles(path, name, values):
+    try:
+        numbers = [float(value) if value not in ('', None) else None for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if not 1 <= len(numbers) <= 3 or not all(number is None or abs(number) <= 360 for number in numbers):
+        raise UserError(f'--angles {path}: {name} has {values}, wanted yaw, or yaw, pitch and roll, in degrees')
+    return tuple((wrapped(numbers[0]) if numbers[0] is not None else None, *numbers[1:], None, None)[:3])

@@ -12,9 +12,6 @@
 #include <string.h>
 #include <ucontext.h>
 
-#include <functional>
-#include <vector>
-
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef long long i64;
@@ -46,17 +43,19 @@ struct Warp {
     Exchange exchange[2];
 };
 
+constexpr int MOST_THREADS = 256, STACK = 256 << 10;
+
 struct Block {
     int threads = 0, alive = 0, current = 0, arrived = 0;
     long round = 0;
     i64 shared_floats = 0;
     float4* shared = nullptr;
-    dim3 index, grid;
-    std::vector<Warp> warps;
-    std::vector<Place> places;
-    std::vector<char> done, started;
-    std::vector<std::vector<char>> stacks;
-    std::function<void()> body;
+    Warp warps[MOST_THREADS / 32];
+    Place places[MOST_THREADS];
+    bool done[MOST_THREADS], started[MOST_THREADS];
+    char* stacks = nullptr;
+    void (*body)(const void*) = nullptr;
+    const void* params = nullptr;
     jmp_buf finished;
 };
 
@@ -74,38 +73,34 @@ static void check_shared(i64 floats) {
     if (floats > block.shared_floats) fail("the kernel uses more shared memory than it was given");
 }
 
+static void fibre();
+
+// Continue the next thread that is not done, or start it.
+[[noreturn]] static void give_way() {
+    do block.current = (block.current + 1) % block.threads;
+    while (block.done[block.current]);
+    thread_index = {block.current, 0, 0};
+    if (block.started[block.current]) _longjmp(block.places[block.current].registers, 1);
+    block.started[block.current] = 1;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = block.stacks + i64(block.current) * STACK;
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, fibre, 0);
+    setcontext(&context);
+    abort();
+}
+
 static void fibre() {
-    block.body();
+    block.body(block.params);
     block.done[block.current] = 1;
     if (--block.alive == 0) _longjmp(block.finished, 1);
-    for (;;) {
-        const int next = (block.current + 1) % block.threads;
-        block.current = next;
-        if (block.done[next]) continue;
-        thread_index = {next, 0, 0};
-        _longjmp(block.places[next].registers, 1);
-    }
+    give_way();
 }
 
 static void yield() {
-    const int own = block.current;
-    if (_setjmp(block.places[own].registers)) return;
-    int next = own;
-    do next = (next + 1) % block.threads;
-    while (block.done[next]);
-    block.current = next;
-    thread_index = {next, 0, 0};
-    if (!block.started[next]) {
-        block.started[next] = 1;
-        ucontext_t context;
-        getcontext(&context);
-        context.uc_stack.ss_sp = block.stacks[next].data();
-        context.uc_stack.ss_size = block.stacks[next].size();
-        context.uc_link = nullptr;
-        makecontext(&context, fibre, 0);
-        setcontext(&context);
-    }
-    _longjmp(block.places[next].registers, 1);
+    if (_setjmp(block.places[block.current].registers) == 0) give_way();
 }
 
 // All lanes of a warp give `in`; the last to come runs `work` on them; each gets its own lane with `out` filled.
@@ -137,37 +132,34 @@ static void barrier() {
 
 static void run_block(int threads) {
     block.alive = threads;
-    block.current = 0;
     block.arrived = 0;
-    block.warps.assign(threads / 32, Warp());
-    block.done.assign(threads, 0);
-    block.started.assign(threads, 0);
-    if (_setjmp(block.finished) == 0) {
-        // Thread 0 starts like the others: as if the last one had given way to it.
-        block.current = threads - 1;
-        block.done.assign(threads, 0);
-        yield();
-    }
+    for (Warp& w : block.warps) w.arrived = 0;
+    for (int i = 0; i < threads; i++) block.done[i] = block.started[i] = false;
+    block.current = threads - 1;   // thread 0 follows
+    if (_setjmp(block.finished) == 0) give_way();
 }
 
-// Calls `body` once for every thread of every block.
-static void run(dim3 grid, int threads, i64 shared_bytes, const std::function<void()>& body) {
-    std::vector<float4> shared(shared_bytes / 16 + 1);
+// Calls body(params) once for every thread of every block.
+static void run(dim3 grid, int threads, i64 shared_bytes, void (*body)(const void*), const void* params) {
+    if (threads > MOST_THREADS || threads % 32) fail("blocks of up to 256 threads, whole warps");
+    const size_t bytes = (shared_bytes + 15) / 16 * 16 + 16;
+    block.shared = static_cast<float4*>(aligned_alloc(16, bytes));
+    if (!block.stacks) block.stacks = static_cast<char*>(malloc(i64(MOST_THREADS) * STACK));
+    if (!block.shared || !block.stacks) fail("not enough memory");
     block.threads = threads;
     block.shared_floats = shared_bytes / 4;
-    block.shared = shared.data();
     block.body = body;
-    block.places.resize(threads);
-    if (int(block.stacks.size()) < threads) block.stacks.assign(threads, std::vector<char>(256 << 10));
+    block.params = params;
     grid_size = {grid.x, grid.y, grid.z};
     for (int z = 0; z < grid.z; z++)
         for (int y = 0; y < grid.y; y++)
             for (int x = 0; x < grid.x; x++) {
-                // What a kernel reads before it has written it must not help it.
-                memset(static_cast<void*>(shared.data()), 0xff, shared.size() * sizeof(float4));
+                // What a kernel reads before it has written it must not help it: these are NaN.
+                memset(static_cast<void*>(block.shared), 0xff, bytes);
                 block_index = {x, y, z};
                 run_block(threads);
             }
+    free(block.shared);
 }
 
 }  // namespace emulation

@@ -44,8 +44,9 @@ def use(monkeypatch):
 @functools.lru_cache(maxsize=None)
 def emulated_kernel(source, name, defines, device):
     """Kernel `name` of csrc/`source` on the CPU; compiled once, and kept in the project's cache like any build."""
-    text = (f'#include "{source}"\nextern "C" void launch(const {PARAMS[name]}* p, int x, int y, int z, int threads, i64 shared) {{\n'
-            f'    emulation::run({{x, y, z}}, threads, shared, [=] {{ {name}(*p); }});\n}}\n')
+    text = (f'#include "{source}"\nstatic void body(const void* p) {{ {name}(*static_cast<const {PARAMS[name]}*>(p)); }}\n'
+            'extern "C" void launch(const void* p, int x, int y, int z, int threads, i64 shared) {\n'
+            '    emulation::run({x, y, z}, threads, shared, body, p);\n}\n')
     macros = [f'-D{key}={value}' for key, value in defines]
     digest = hashlib.sha256(repr((text, macros, FLAGS)).encode())
     for path in (HEADER, cuda_build.SOURCES / source, *sorted((cuda_build.SOURCES / 'shared').iterdir())):

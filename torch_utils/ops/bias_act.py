@@ -1,10 +1,15 @@
-"""Add a bias, apply an activation, scale and clamp (StyleGAN2, 1912.04958). Plain PyTorch, the definition."""
+"""Add a bias, apply an activation, scale and clamp (StyleGAN2, 1912.04958).
+
+Plain PyTorch, the definition; on CUDA one operator computes the same.
+"""
 
 import math
 from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from torch_utils.ops import cuda_images
 
 
 class Activation(NamedTuple):
@@ -34,10 +39,12 @@ def bias_act(x, b=None, dim=1, act='linear', gain=None, clamp=None):
     """
     if act not in ACTIVATIONS:
         raise ValueError(f'act must be one of {", ".join(ACTIVATIONS)}, got {act!r}')
+    gain = ACTIVATIONS[act].gain if gain is None else gain
+    if cuda_images.can_run(x):
+        return cuda_images.fused_bias_act(x, None if b is None else b.to(x.dtype), dim, act, gain, clamp)
     if b is not None:
         x = x + b.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
     x = ACTIVATIONS[act].function(x)
-    gain = ACTIVATIONS[act].gain if gain is None else gain
     if gain != 1:
         x = x * gain
     return x if clamp is None or x.dtype == torch.bfloat16 else x.clamp(-clamp, clamp)

@@ -1,12 +1,12 @@
 """Pad, upsample, FIR-filter and downsample 2-D images (StyleGAN2, 1912.04958, appendix B).
 
-`_reference` is the definition of the operator; a C++ operator computes the same on the CPU.
+`_reference` is the definition of the operator; C++ and CUDA operators compute the same.
 """
 
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import schemas  # noqa: F401  declares the operators
+from torch_utils.ops import cuda_images
 from torch_utils.ops.native import load_native
 
 NATIVE_TYPES = (torch.float32, torch.bfloat16)
@@ -61,6 +61,8 @@ class _UpFirDn(torch.autograd.Function):
         ctx.args = x.shape, up, down, padding
         # Without inserted zeros PyTorch's depthwise convolution is the faster one.
         if up != (1, 1) and x.device.type == 'cpu' and x.dtype in NATIVE_TYPES and load_native():
+            return torch.ops.omnihead.upfirdn2d(x, f, up, down, padding)
+        if max(f.shape) <= cuda_images.MOST_TAPS and cuda_images.can_run(x):
             return torch.ops.omnihead.upfirdn2d(x, f, up, down, padding)
         return _reference(x, f, up, down, padding)
 

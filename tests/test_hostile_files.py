@@ -23,8 +23,8 @@ NAMES = sorted(all_files('canary', EG3DGenerator(z_dim=4, w_dim=4, img_resolutio
 EVENTS = ('os.system', 'os.exec', 'os.fork', 'os.posix_spawn', 'os.spawn', 'os.remove', 'os.putenv', 'os.kill', 'subprocess.Popen', 'exec',
           'compile', 'ctypes.dlopen', 'socket.connect', 'shutil.rmtree', 'pickle.find_class', 'code.__new__', 'webbrowser.open')
 # Files that ask for much.
-GREEDY = ('structure-bytes8', 'structure-memo', 'structure-lists', 'structure-laughs', 'structure-itself', 'structure-long', 'tensor-expanded',
-          'own-one-block', 'own-w_dim', 'own-channels', 'storage-legacy-huge')
+GREEDY = ('structure-bytes8', 'structure-memo', 'structure-lists', 'structure-laughs', 'structure-itself', 'structure-long',
+          'tensor-expanded', 'own-one-block', 'own-w_dim', 'own-channels', 'storage-legacy-huge')
 _seen = None
 
 

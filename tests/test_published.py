@@ -15,7 +15,7 @@ from legacy import reader
 from legacy.storages import read_storage
 from published_files import Writer, easy, rendering_kwargs
 from reference import assert_within
-from training import snapshot
+from training import build, snapshot
 from training.discriminators.multi_input import MultiInputDiscriminator
 from training.generators.eg3d import EG3DGenerator
 from training.generators.panohead import PanoHeadGenerator
@@ -216,6 +216,19 @@ def test_parts_are_no_networks(tmp_path, class_name):
     file = write(tmp_path / 'x.pkl', writer, G_ema=writer.persistent(class_name, {}))
     with pytest.raises(dnnlib.UserError, match=f'{class_name} is no generator or discriminator'):
         snapshot.load_network(file)
+
+
+@pytest.mark.parametrize('name', ['published.pkl', 'ours.safetensors'])
+def test_training_goes_on_from_them(G, D, tmp_path, name):
+    writer = Writer()
+    entry = writer.generator(G, PANOHEAD, panohead=True)
+    file = write(tmp_path / 'published.pkl', writer, G=entry, G_ema=entry, D=writer.discriminator(D, 'MaskDualDiscriminatorV2'))
+    snapshot.convert(file, tmp_path / 'ours.safetensors')
+    torch.manual_seed(7)
+    networks = {'G': PanoHeadGenerator(**SMALL), 'D': MultiInputDiscriminator(**D.init_kwargs), 'G_ema': PanoHeadGenerator(**SMALL)}
+    assert not states_equal(networks['G'], G)
+    build.load_resumed(tmp_path / name, networks)
+    assert states_equal(networks['G'], G) and states_equal(networks['D'], D) and states_equal(networks['G_ema'], G)
 
 
 def test_scripts_take_published_files(G, tmp_path):

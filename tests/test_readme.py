@@ -41,6 +41,8 @@ def adapted(words, folder):
     if words[0].startswith('./'):
         return ['bash', str(ROOT / words[0]), *words[1:]], environment
     assert words[0] == 'python', f'the README runs {words[0]!r}, which this test does not know'
+    if words[1] == '-m':
+        return [sys.executable, *words[1:]], {**environment, 'PYTHONPATH': str(ROOT)}
     script, args = words[1], list(words[2:])
     if '--synthetic' in args:
         args[args.index('--synthetic') + 1] = '16'

@@ -1,5 +1,6 @@
 """training.snapshot: what is written, and that our own reader executes nothing and says what is wrong with a file."""
 
+import importlib
 import json
 import os
 import pickle
@@ -7,10 +8,13 @@ import stat
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import dnnlib
+from dnnlib.cli import TRUST_PICKLE
 from torch_utils import persistence
 from training import snapshot
+from training.discriminators.multi_input import MultiInputDiscriminator
 from training.generators.eg3d import EG3DGenerator
 
 SMALL = {'z_dim': 4, 'w_dim': 4, 'img_resolution': 64, 'channel_base': 64, 'channel_max': 4, 'plane_resolution': 8,
@@ -268,3 +272,100 @@ def test_broken_safetensors(tmp_path, G, what, message):
     broken_safetensors(path, what)
     with pytest.raises(dnnlib.UserError, match=message):
         snapshot.load_network(path)
+
+
+def test_conversion_there_and_back_is_bit_equal(tmp_path, G):
+    pytest.importorskip('safetensors')
+    half = EG3DGenerator(**SMALL).to(torch.bfloat16)
+    half.backbone.mapping.fc0.weight.data[0, :3] = torch.tensor([float('nan'), float('-inf'), -0.0])
+    D = MultiInputDiscriminator(img_resolution=16, channel_base=64, channel_max=4)
+    snapshot.save_snapshot(tmp_path / 'a.pkl', {'G': G, 'D': D, 'G_ema': half}, SIZES)
+    for source, destination in (('a.pkl', 'b.safetensors'), ('b.safetensors', 'c.pkl')):
+        result = CliRunner().invoke(snapshot.main, ['convert', str(tmp_path / source), str(tmp_path / destination)])
+        assert result.exit_code == 0, result.output
+    before, after = snapshot.load_snapshot(tmp_path / 'a.pkl'), snapshot.load_snapshot(tmp_path / 'c.pkl')
+    assert after['training_set_kwargs'] == SIZES and list(after) == list(before)
+    for key in ('G', 'D', 'G_ema'):
+        old, new = before[key].state_dict(), after[key].state_dict()
+        assert list(old) == list(new) and type(before[key]) is type(after[key])
+        for name, tensor in old.items():
+            assert tensor.dtype == new[name].dtype and tensor.shape == new[name].shape
+            assert torch.equal(tensor.reshape(-1).view(torch.uint8), new[name].reshape(-1).view(torch.uint8)), name
+    assert after['G_ema'].backbone.mapping.fc0.weight.dtype == torch.bfloat16
+    as_json = [json.loads(json.dumps(data['G_ema'].init_kwargs)) for data in (before, after)]
+    assert as_json[0] == as_json[1]
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['a.txt', 'b.pkl'], 'a.txt: ends in neither'), (['a.pkl', 'b'], 'b: ends in neither'), (['absent.pkl', 'b.pkl'], 'no such file'),
+    (['a.pkl', 'b.pkl', '--keys', 'X'], '--keys X'), (['a.pkl', 'b.pkl', '--keys', 'D'], 'has none of D')])
+def test_conversions_that_cannot_be(tmp_path, G, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    snapshot.save_snapshot('a.pkl', {'G_ema': G})
+    result = CliRunner().invoke(snapshot.main, ['convert', *arguments])
+    assert result.exit_code == 2 and message in result.output and sorted(p.name for p in tmp_path.iterdir()) == ['a.pkl']
+
+
+def test_part_of_a_file_can_be_converted(tmp_path, G):
+    snapshot.save_snapshot(tmp_path / 'a.pkl', {'G': G, 'G_ema': G})
+    snapshot.convert(tmp_path / 'a.pkl', tmp_path / 'b.safetensors', ['G_ema'])
+    data = snapshot.load_snapshot(tmp_path / 'b.safetensors')
+    assert data['G'] is None and states_equal(data['G_ema'], G)
+
+
+def test_strange_tensors_in_safetensors(tmp_path, G):
+    from safetensors.torch import load_file, save_file
+    path = tmp_path / 'x.safetensors'
+    snapshot.save_safetensors(path, {'G_ema': G})
+    tensors = load_file(path)
+    save_file({**tensors, 'stray': torch.zeros(1)}, path)
+    with pytest.raises(dnnlib.UserError, match='1 tensors belong to no network, such as stray'):
+        snapshot.load_network(path)
+    tensors['G_ema.stray'] = torch.zeros(1)
+    save_file(tensors, path)
+    with pytest.raises(dnnlib.UserError, match='1 unexpected: stray'):
+        snapshot.load_network(path)
+
+
+def test_oversized_header_of_safetensors(tmp_path, G):
+    path = tmp_path / 'x.safetensors'
+    snapshot.save_safetensors(path, {'G_ema': G})
+    data = path.read_bytes()
+    for size in (2 ** 62, 2 ** 31, len(data)):
+        path.write_bytes(size.to_bytes(8, 'little') + data[8:])
+        with pytest.raises(dnnlib.UserError, match='not a whole .safetensors'):
+            snapshot.load_network(path)
+    path.with_suffix('.json').write_text('{"networks": {"G_ema": {' + ' ' * 2 ** 24 + '}}}')
+    path.write_bytes(data)
+    with pytest.raises(dnnlib.UserError, match='does not describe networks'):
+        snapshot.load_network(path)
+
+
+def test_trusted_files_are_executed(written, tmp_path):
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(pickle.dumps({'G_ema': Foreign(os.getcwd)}))
+    refused(path, 'asks for')
+    arguments = ['convert', '--trust-pickle', str(written), str(tmp_path / 'y.safetensors')]
+    result = CliRunner().invoke(snapshot.main, arguments)
+    assert result.exit_code == 0 and 'executed as a program' in result.output
+    assert TRUST_PICKLE not in os.environ
+    refused(path, 'asks for')
+
+
+def test_trust_reaches_what_a_command_loads(written, tmp_path, monkeypatch, G):
+    monkeypatch.setenv(TRUST_PICKLE, '1')
+    trusted = snapshot.load_network(written)
+    assert type(trusted) is not EG3DGenerator and states_equal(trusted, G) and not trusted.training
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(pickle.dumps({'G_ema': Foreign(int, 'x')}))
+    with pytest.raises(dnnlib.UserError, match='executing it failed .ValueError'):
+        snapshot.load_network(path)
+    path.write_bytes(pickle.dumps([1]))
+    with pytest.raises(dnnlib.UserError, match='holds a list and no dict'):
+        snapshot.load_network(path)
+
+
+@pytest.mark.parametrize('script', ['train', 'gen_samples', 'gen_videos', 'gen_interpolation', 'projector', 'calc_metrics'])
+def test_every_script_that_reads_networks_offers_trust(script):
+    command = importlib.import_module(script).main
+    assert any('--trust-pickle' in option.opts for option in command.params)

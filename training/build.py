@@ -70,8 +70,6 @@ def build_phases(loss, networks, opt_configs):
 def load_resumed(path, networks):
     """Copy a snapshot's networks into `networks`, a dict of 'G', 'D' and optionally 'G_ema'. Raises UserError if the
     snapshot lacks one, or if they are not of the same kind and size."""
-    if str(path).endswith('.safetensors'):
-        raise dnnlib.UserError(f'--resume {path}: .safetensors holds one network; training goes on from a .pkl with G, D and G_ema')
     loaded = load_snapshot(path, keys=('G', 'D', 'G_ema'))
     for key, network in networks.items():
         if loaded[key] is None:

@@ -25,9 +25,9 @@ def script(tmp_path):
                                 neural_rendering_resolution=8, rendering=rendering)
     save_snapshot(tmp_path / 'X.v2.pkl', {'G_ema': network}, {})
 
-    def run(name, **variables):
+    def run(name, *arguments, **variables):
         environment = {**os.environ, 'PYTHON': sys.executable, 'NETWORK': 'X.v2.pkl', 'DEVICE': 'cpu', **variables}
-        return subprocess.run(['bash', str(ROOT / name)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return subprocess.run(['bash', str(ROOT / name), *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
     return run
 
 
@@ -54,6 +54,18 @@ def test_metrics_of_all_modes(script, tmp_path):
     assert records[0]['num_real'] == 8 == records[1]['num_real'] + records[2]['num_real']
     written = (tmp_path / 'metric-frechet_seeded.jsonl').read_text().splitlines()
     assert [json.loads(line) for line in written] == records
+
+
+@pytest.mark.slow
+def test_metrics_of_several_networks(script, tmp_path):
+    shutil.copy(tmp_path / 'X.v2.pkl', tmp_path / 'Y 2.pkl')
+    done = script('get_metrics.sh', 'X.v2.pkl', 'Y 2.pkl', NUM='8', NUM_SYNTHETIC='8', MODES='all', METRICS='kid50k,frechet_seeded',
+                  FEATURES='seeded')
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(r['network'], r['metric']) for r in records] == [
+        (network, metric) for network in ('X.v2.pkl', 'Y 2.pkl') for metric in ('kid50k', 'frechet_seeded')]
+    assert [r['results'] for r in records[:2]] == [r['results'] for r in records[2:]]
 
 
 @pytest.mark.parametrize('name, variables, message', [

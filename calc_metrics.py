@@ -8,11 +8,12 @@ import json
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import click
 
 from dnnlib.cli import FiniteFloat, trust_pickle_option, user_errors
-from metrics import BACKGROUNDS, MODES, append_record, list_features, list_metrics, measure
+from metrics import BACKGROUNDS, MODES, append_record, list_features, list_metrics, measure, report
 from torch_utils import distributed, misc
 
 
@@ -25,12 +26,17 @@ def warn(message, *_args, **_kwargs):
 def run_process(networks, opts):
     """All metrics of all networks, in one process of a run."""
     warnings.showwarning = warn if os.environ.get('RANK', '0') == '0' else lambda *_, **__: None
-    opts['device'] = distributed.init(misc.resolve_device(opts['device']))
+    opts['device'], path = distributed.init(misc.resolve_device(opts['device'])), opts.pop('report')
+    measured = {}
     for network in networks or (None,):
         for record in measure(network, progress=True, **opts):
             if distributed.rank() == 0:
                 click.echo(json.dumps(record))
                 append_record(network, record)
+                measured.setdefault(network, []).append(record)
+    if path and distributed.rank() == 0:
+        report.write_report(path, report.collect(measured, opts['device'], opts['seed'], opts['truncation_psi']))
+        click.echo(f'Report: {path}', err=True)
 
 
 def names(_context, _option, value):
@@ -57,6 +63,8 @@ def names(_context, _option, value):
 @click.option('--batch', 'batch_size', help='Images at a time', type=click.IntRange(min=1), default=16, show_default=True)
 @click.option('--seed', help='Random seed of images and labels', type=click.IntRange(0, 2 ** 32 - 1), default=0,
               show_default=True)
+@click.option('--report', help='HTML file to write: tables, plots over yaw and worst heads of all networks', metavar='PATH',
+              type=click.Path(path_type=Path))
 @click.option('--gpus', help='Processes', type=click.IntRange(min=1), default=1, show_default=True)
 @click.option('--device', help='auto, cpu, cuda or mps', default='auto', show_default=True)
 @click.option('--cache/--no-cache', 'use_cache', help='Keep statistics of real images for the next run', default=True,
@@ -65,6 +73,8 @@ def names(_context, _option, value):
 @user_errors
 def main(networks, gpus, **opts):
     """Measure networks against a data set."""
+    if opts['report']:
+        report.check_report_path(opts['report'])
     distributed.run_processes(run_process, gpus, networks, opts)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from metrics.geometry import look_up, points_of, project, safe_depth, solid_pixels
-from metrics.heads import Heads, labels_around
+from metrics.heads import Heads, PROTOCOL, labels_around
 from metrics.reading import worst
 from metrics.registry import register_metric
 from torch_utils.ops.resize import resize
@@ -48,7 +48,7 @@ def pair_agreement(first, second, labels):
 
 def _pairs(evaluation):
     """{name: [heads, pairs]} of pair_agreement for all pairs of views, both ways."""
-    heads = Heads(evaluation)
+    heads = Heads.of(evaluation)
 
     def look(opened, start, stop):
         found = []
@@ -60,7 +60,7 @@ def _pairs(evaluation):
             found.append({name: (there[name] + back[name]) / 2 for name in there})
         return {name: np.stack([pair[name] for pair in found], axis=1) for name in found[0]}
 
-    return heads.rows(evaluation.num, look, 'pairs')
+    return heads.rows(evaluation, look, 'pairs')
 
 
 def _figures(name, values):
@@ -70,7 +70,7 @@ def _figures(name, values):
             **worst(name, values.mean(1))}
 
 
-@register_metric('depth_agreement', num=100, fixed_features=True)
+@register_metric('depth_agreement', num=100, fixed_features=True, **PROTOCOL)
 def depth_agreement(evaluation):
     """How far two views of a head disagree about where its surface is: mean distance in world units (1 is about 42 cm)
     between the surface seen from one camera and from another 12 degrees aside, over six sides. 0 is best; perfect depth at
@@ -80,7 +80,7 @@ def depth_agreement(evaluation):
     return {**_figures('depth_agreement', rows['depth']), 'depth_agreement/hidden': float(rows['hidden'].mean())}
 
 
-@register_metric('photometric_consistency', num=100, fixed_features=True)
+@register_metric('photometric_consistency', num=100, fixed_features=True, **PROTOCOL)
 def photometric_consistency(evaluation):
     """How far two views of a point of a head disagree about its colour: mean absolute difference in [0, 1] between views 12
     degrees apart, taken from one to the other by the depth, over six sides. 0 is best; perfect heads at 64 pixels give 0.01
@@ -88,12 +88,12 @@ def photometric_consistency(evaluation):
     return _figures('photometric_consistency', _pairs(evaluation)['colour'])
 
 
-@register_metric('flicker', num=50, fixed_features=True)
+@register_metric('flicker', num=50, fixed_features=True, **PROTOCOL)
 def flicker(evaluation):
     """How much the picture trembles while the camera pans slowly: five frames half a degree apart, at four sides; mean
     absolute second difference of the colours in [0, 1] over the head, frames brought to at most 128 pixels. 0 is best;
     perfect heads at 64 pixels give about 0.002; noise of standard deviation s in every frame adds about 2 s."""
-    heads = Heads(evaluation)
+    heads = Heads.of(evaluation)
     turns = (np.arange(PAN_FRAMES) - (PAN_FRAMES - 1) / 2) * PAN_STEP_DEG
 
     def look(opened, start, stop):
@@ -107,7 +107,7 @@ def flicker(evaluation):
             found.append((second * mask[:, 0]).sum([1, 2]) / mask.sum([1, 2, 3]).clamp_min(1))
         return {'tremble': torch.stack(found, 1).cpu().numpy()}
 
-    values = heads.rows(evaluation.num, look, 'pans')['tremble']
+    values = heads.rows(evaluation, look, 'pans')['tremble']
     return {'flicker': float(values.mean()),
             **{f'flicker/yaw{yaw:+04d}': float(values[:, i].mean()) for i, yaw in enumerate(PAN_YAWS_DEG)},
             **worst('flicker', values.mean(1))}

@@ -12,6 +12,7 @@ import torch
 from dnnlib import UserError
 from metrics import cache, images
 from metrics.evaluation import Evaluation
+from metrics.faults import is_reference, open_reference
 from metrics.features import open_features
 from torch_utils.misc import weights_digest
 from metrics.registry import MODES, metric_function
@@ -196,6 +197,12 @@ def _trained_on(network):
     return kwargs['path'], kwargs.get('seg_path')
 
 
+def open_generator(network, resolution, device):
+    """The generator of a network file, address or known name; 'synthetic' and 'synthetic:FAULT' (metrics.faults) are perfect
+    heads of the data's `resolution`, and those with one thing wrong."""
+    return open_reference(network, resolution, device) if is_reference(network) else load_network(network, device=device)
+
+
 def measure(network, data=None, seg=None, metrics=('frechet_seeded',), num=None, mode='all', batch_size=16, seed=0, device='auto',
             progress=False, features=None, mirror=False, truncation_psi=1.0, background='keep', fakes=None, use_cache=True):
     """Yield the record of each metric named in `metrics` as soon as it is there. All arguments are checked, and UserError
@@ -208,7 +215,7 @@ def measure(network, data=None, seg=None, metrics=('frechet_seeded',), num=None,
         data, seg = _trained_on(network)
     dataset = open_dataset(data, seg, mode, mirror)
     others = None if fakes is None else open_dataset(fakes, None, mode, False, '--fakes')
-    generator = None if network is None else load_network(network, device=device)
+    generator = None if network is None else open_generator(network, dataset.resolution, device)
     evaluation = Evaluation(generator, dataset, num or 2, mode, device, batch_size, seed, progress, truncation_psi, background,
                             fakes=others)
     jobs = plan(metrics, num, features, device)
@@ -227,7 +234,8 @@ def measure(network, data=None, seg=None, metrics=('frechet_seeded',), num=None,
             start = time.monotonic()
             with reproducible():
                 results = evaluator.compute(job)
-            yield {'metric': job.metric.name, 'results': results, **_counts(job, evaluator), **common,
+            conditioning = {'conditioning': job.metric.conditioning} if generator is not None and job.metric.conditioning else {}
+            yield {'metric': job.metric.name, 'results': results, **_counts(job, evaluator), **common, **conditioning,
                    'features': job.features and job.features.name, 'features_digest': job.features and job.features.digest,
                    'total_sec': round(time.monotonic() - start, 3), 'timestamp': time.time()}
     finally:

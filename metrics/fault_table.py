@@ -24,11 +24,11 @@ FRECHET = ('fid50k_full', 'fid50k_yaw12')
 MATTERS = {'identity_consistency': -0.05, 'pose_error': 5.0, 'face_at_back': 0.2, 'mask_agreement': 0.015,
            'depth_agreement': 0.002, 'photometric_consistency': 0.006, 'flicker': 0.004, 'density_sanity': 0.004,
            'hollow_face': 0.2, 'depth_synthetic': 0.01}
-FRECHET_MATTERS = 0.5
+FRECHET_MATTERS = {'fid50k_full': 0.3, 'fid50k_yaw12': 0.2}
 # What each fault is for (first), and what else it rightly moves.
 EXPECTED = {
     'none': (),
-    'shifted': ('depth_synthetic',),
+    'shifted': ('depth_synthetic', 'fid50k_full', 'fid50k_yaw12'),
     'mirrored': ('pose_error', 'depth_agreement', 'photometric_consistency', 'fid50k_yaw12', 'depth_synthetic'),
     'noised': ('fid50k_full', 'fid50k_yaw12'),
     'hollowed': ('hollow_face', 'depth_synthetic', 'depth_agreement', 'photometric_consistency'),
@@ -60,7 +60,7 @@ def measured(fault, dataset, heads, images, metrics, seed=0, batch_size=16):
 def moved(name, value, faultless):
     """Whether a figure says that something is wrong, beside the faultless one."""
     if name in FRECHET:
-        return value > faultless * (1 + FRECHET_MATTERS)
+        return value > faultless * (1 + FRECHET_MATTERS[name])
     change = value - faultless
     return change > MATTERS[name] if MATTERS[name] > 0 else change < MATTERS[name]
 
@@ -69,7 +69,8 @@ def table(rows, metrics):
     """Markdown of {fault: {metric: figure}}, faultless first; figures that moved are bold."""
     lines = ['| fault | ' + ' | '.join(name.replace('_', ' ') for name in metrics) + ' |', '|' + ' --- |' * (len(metrics) + 1)]
     for fault, figures in rows.items():
-        cells = [f'**{figures[name]:.4g}**' if moved(name, figures[name], rows['none'][name]) else f'{figures[name]:.4g}' for name in metrics]
+        bold = {name: '**' if moved(name, figures[name], rows['none'][name]) else '' for name in metrics}
+        cells = [f'{bold[name]}{figures[name]:.4g}{bold[name]}' for name in metrics]
         lines.append(f'| {fault.replace("_", " ")} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 

@@ -9,6 +9,7 @@ import torch
 from camera_utils import fov_to_intrinsics, front_label, look_at_pose, make_label
 from dnnlib import UserError
 
+PROTOCOL = {'conditioning': 'front'}   # of the metrics that look at these heads
 HEAD_STREAM = 11        # keeps the heads' random numbers apart from others made of the same seed
 
 
@@ -37,33 +38,39 @@ class OpenHeads:
 
 
 class Heads:
-    """Heads of an evaluation by number: head i has the same latents whatever the batch size, processes and their count."""
+    """Heads of a generator by number: head i has the same latents whatever the batch size, processes and their count."""
 
-    def __init__(self, evaluation):
+    def __init__(self, generator, device='cpu', seed=0, truncation_psi=1.0):
+        if generator.cond_spec:
+            raise UserError(f'--network: this metric knows no values for its inputs {", ".join(generator.cond_spec)}')
+        self.generator, self.camera = generator, generator.camera
+        self._device, self._seed, self._psi = device, seed, truncation_psi
+
+    @classmethod
+    def of(cls, evaluation):
+        """The heads of an evaluation. UserError where there is no generator to make them."""
         if evaluation.generator is None:
             raise UserError('--fakes: this metric looks at heads from many sides and needs --network')
-        if evaluation.generator.cond_spec:
-            raise UserError(f'--network: this metric knows no values for its inputs {", ".join(evaluation.generator.cond_spec)}')
-        self._evaluation = evaluation
-        self.camera = evaluation.generator.camera
+        return cls(evaluation.generator, evaluation.device, evaluation.seed, evaluation.truncation_psi)
 
+    @torch.no_grad()
     def latents(self, start, stop):
         """ws [n, num_ws, w_dim] of heads start to stop."""
-        e, g = self._evaluation, self._evaluation.generator
-        z = np.stack([np.random.default_rng([e.seed, HEAD_STREAM, i]).standard_normal(g.z_dim) for i in range(start, stop)])
-        c = front_label(self.camera.pivot, self.camera.radius, self.camera.fov_deg).expand(len(z), -1)[:, :g.c_dim].to(e.device)
-        with torch.no_grad():
-            return g.mapping(torch.from_numpy(z).float().to(e.device), c, truncation_psi=e.truncation_psi)
+        g = self.generator
+        z = np.stack([np.random.default_rng([self._seed, HEAD_STREAM, i]).standard_normal(g.z_dim) for i in range(start, stop)])
+        c = front_label(self.camera.pivot, self.camera.radius, self.camera.fov_deg, self._device).expand(len(z), -1)[:, :g.c_dim]
+        return g.mapping(torch.from_numpy(z).float().to(self._device), c, truncation_psi=self._psi)
 
+    @torch.no_grad()
     def open(self, start, stop):
         """OpenHeads of heads start to stop."""
         ws = self.latents(start, stop)
-        with torch.no_grad():
-            return OpenHeads(self._evaluation.generator, ws, self._evaluation.generator.build_field(ws))
+        return OpenHeads(self.generator, ws, self.generator.build_field(ws))
 
-    def rows(self, num, measure, desc):
-        """Rows of `measure(open_heads, start, stop)` -> {name: array [n, ...]}, heads 0 to num, joined in order of heads."""
-        parts = list(self._evaluation.map(num, lambda start, stop: measure(self.open(start, stop), start, stop), desc))
+    def rows(self, evaluation, measure, desc):
+        """Rows of `measure(open_heads, start, stop)` -> {name: array [n, ...]} of the evaluation's `num` heads, joined in their
+        order, the work shared among the processes."""
+        parts = list(evaluation.map(evaluation.num, lambda start, stop: measure(self.open(start, stop), start, stop), desc))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

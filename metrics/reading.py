@@ -10,14 +10,14 @@ import torch
 from camera_utils import label_angles_deg
 from metrics.headnet.accuracy import verification
 from metrics.headnet.network import head_network
-from metrics.heads import Heads, labels_around, random_angles
+from metrics.heads import Heads, PROTOCOL, labels_around, random_angles
 from metrics.registry import register_metric
 
 ORBIT_DEG = (0, 45, 90, 135, 180, -135, -90, -45)
 POSE_STREAM, BACK_STREAM, MASK_STREAM = 21, 22, 23     # keep the cameras' random numbers of the metrics apart
 YAW_BIN_DEG = 30
 BACK_FROM_DEG = 150
-PROTOCOL = dict(features='builtin', fixed_features=True)
+READ = dict(features='builtin', fixed_features=True, **PROTOCOL)
 
 
 def yaw_bin(yaw_deg):
@@ -42,20 +42,20 @@ def worst(name, values, largest=True, num=3):
     return {f'{name}/worst{rank + 1}': int(head) for rank, head in enumerate(order)}
 
 
-@register_metric('identity_consistency', num=200, **PROTOCOL)
+@register_metric('identity_consistency', num=200, **READ)
 def identity_consistency(evaluation):
     """Whether a head stays the same person all round. Each head is seen from eight sides, 45 degrees apart; the figure is the
     probability that two views of one head are more alike (cosine of the built-in embedding) than views of two heads.
     1 is best, 0.5 is chance. '/cosine_same' and '/cosine_different' are the means behind it, '/yaw...' the mean cosine with
     the frontal view, '/worst...' the heads whose views are least alike. Low for a head that turns into somebody else;
     heads that all look alike lower it too."""
-    heads, network = Heads(evaluation), head_network(evaluation.device)
+    heads, network = Heads.of(evaluation), head_network(evaluation.device)
 
     def look(opened, start, stop):
         views = [network(opened.view(labels_around(heads.camera, yaw))['image']).identity for yaw in ORBIT_DEG]
         return {'code': torch.stack(views, 1).cpu().numpy()}                            # [n, V, 64]
 
-    code = torch.from_numpy(heads.rows(evaluation.num, look, 'identity')['code'])
+    code = torch.from_numpy(heads.rows(evaluation, look, 'identity')['code'])
     owner = torch.arange(len(code)).repeat_interleave(len(ORBIT_DEG))
     auc, same, different = verification(code.flatten(0, 1), owner)
     alike = code @ code.transpose(1, 2)                                                 # [n, V, V]
@@ -66,14 +66,14 @@ def identity_consistency(evaluation):
             **worst('identity_consistency', others.numpy(), largest=False)}
 
 
-@register_metric('pose_error', num=500, **PROTOCOL)
+@register_metric('pose_error', num=500, **READ)
 def pose_error(evaluation):
     """Degrees between the yaw of the camera asked for and the yaw that the built-in network reads off the picture: the median
     over heads seen once each from random sides (yaw uniform, pitch within 15 degrees). Perfect pictures give 2 to 4, what the
     network itself errs; a set whose labels are off by some angle gives that angle. '/bias' is the median of the signed
     error, '/front' and '/back' the medians of the halves, '/share_beyond_45' the share of gross errors, '/pitch' the median
     of the pitch error, '/yaw...' means over the bins of the yaw asked for."""
-    heads, network = Heads(evaluation), head_network(evaluation.device)
+    heads, network = Heads.of(evaluation), head_network(evaluation.device)
 
     def look(opened, start, stop):
         yaw, pitch = random_angles(evaluation.seed, start, stop, 15.0, POSE_STREAM)
@@ -82,7 +82,7 @@ def pose_error(evaluation):
         return {'asked': label_angles_deg(labels).numpy(), 'direction': reading.direction.cpu().numpy(),
                 'pitch': reading.pitch_deg.cpu().numpy()}
 
-    rows = heads.rows(evaluation.num, look, 'pose')
+    rows = heads.rows(evaluation, look, 'pose')
     asked, seen = rows['asked'][:, 0], np.rad2deg(np.arctan2(rows['direction'][:, 0], rows['direction'][:, 2]))
     signed = (seen - asked + 180) % 360 - 180
     error = np.abs(signed)
@@ -94,13 +94,13 @@ def pose_error(evaluation):
             **by_yaw('pose_error', asked, error), **worst('pose_error', error)}
 
 
-@register_metric('face_at_back', num=300, **PROTOCOL)
+@register_metric('face_at_back', num=300, **READ)
 def face_at_back(evaluation):
     """Share of heads with a face where none belongs: each is seen once from behind (|yaw| at least 150 degrees), and the
     built-in network says whether it sees a face. 0 is best; real heads give 0.00 to 0.02. '/front' is the share of the same
     heads whose face is seen from before (|yaw| within 30 degrees), which should be near 1: without it a network that draws
     no faces at all would do well here."""
-    heads, network = Heads(evaluation), head_network(evaluation.device)
+    heads, network = Heads.of(evaluation), head_network(evaluation.device)
 
     def look(opened, start, stop):
         yaw, pitch = random_angles(evaluation.seed, start, stop, 10.0, BACK_STREAM)
@@ -108,19 +108,19 @@ def face_at_back(evaluation):
         return {name: network(opened.view(labels_around(heads.camera, aside + turn, pitch))['image']).face.cpu().numpy()
                 for name, turn in (('front', 0), ('back', 180))}
 
-    rows = heads.rows(evaluation.num, look, 'backs')
+    rows = heads.rows(evaluation, look, 'backs')
     return {'face_at_back': float((rows['back'] > 0.5).mean()), 'face_at_back/front': float((rows['front'] > 0.5).mean()),
             **worst('face_at_back', rows['back'])}
 
 
-@register_metric('mask_agreement', num=200, **PROTOCOL)
+@register_metric('mask_agreement', num=200, **READ)
 def mask_agreement(evaluation):
     """Whether head and background are kept apart. A head is seen once (|yaw| up to 60 degrees) before its own background and
     before the next head's; the built-in network finds the head in both pictures. The figure is the mean squared difference of
     the two masks (PanoHead, 2303.13071, table 2, reports 0.091 for itself with another segmentation network); 0 is best,
     perfect pictures give below 0.01. '/own' is the mean squared difference to the mask the generator itself gives,
     which is all there is for generators without a background of their own."""
-    heads, network = Heads(evaluation), head_network(evaluation.device)
+    heads, network = Heads.of(evaluation), head_network(evaluation.device)
     separate = getattr(evaluation.generator, 'bcg_synthesis', None) is not None or hasattr(evaluation.generator, 'people')
 
     def look(opened, start, stop):
@@ -135,7 +135,7 @@ def mask_agreement(evaluation):
             row['swapped'] = (found - swapped).square().mean([1, 2, 3]).cpu().numpy()
         return row
 
-    rows = heads.rows(evaluation.num, look, 'masks')
+    rows = heads.rows(evaluation, look, 'masks')
     main = rows['swapped' if separate else 'own']
     return {'mask_agreement': float(main.mean()), 'mask_agreement/own': float(rows['own'].mean()), **worst('mask_agreement', main)}
 

@@ -30,7 +30,8 @@ class Metric:
 
     `num`: generated samples; `max_real`: reals at most, None as many as `num`; `features`: name of its feature network in
     metrics.features, None for a metric without; `collects`: class of collector or None; `real`: whether reals are
-    collected; `fixed_features`: the network is part of the metric, --features does not change it.
+    collected; `fixed_features`: the network is part of the metric, --features does not change it; `conditioning`: how it
+    conditions heads whatever the mode (Evaluation.conditioning), None if by the mode.
     """
     name: str
     function: Callable
@@ -40,6 +41,7 @@ class Metric:
     collects: Optional[type] = None
     real: bool = True
     fixed_features: bool = False
+    conditioning: Optional[str] = None
 
     def figure_prefix(self, num, features):
         """What the figures of this metric are called at `num` samples of the feature network named `features`: the

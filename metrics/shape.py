@@ -7,7 +7,7 @@ import torch
 from inference.shapes import density_grid
 from metrics.geometry import relief, solid_pixels
 from metrics.headnet.network import head_network
-from metrics.heads import Heads, labels_around
+from metrics.heads import Heads, PROTOCOL, labels_around
 from metrics.reading import ORBIT_DEG, worst
 from metrics.reference import ReferenceGenerator, head_seed
 from metrics.registry import register_metric
@@ -31,12 +31,12 @@ def pieces(density, box):
     return np.sort(np.bincount(labelled.ravel(), minlength=num + 1)[1:])[::-1]
 
 
-@register_metric('density_sanity', num=50, fixed_features=True)
+@register_metric('density_sanity', num=50, fixed_features=True, **PROTOCOL)
 def density_sanity(evaluation):
     """Share of a head's matter that floats apart from it, on a 64^3 grid of density: 0 is best and what real heads give;
     above 0.01 films show specks. '/empty' is the share of heads without any matter, '/volume' the mean volume in world
     units cubed: 0.04 to 0.09 for heads with shoulders."""
-    heads = Heads(evaluation)
+    heads = Heads.of(evaluation)
     box = evaluation.generator.rendering.box_warp
 
     def look(opened, start, stop):
@@ -49,19 +49,19 @@ def density_sanity(evaluation):
             rows.append((floating, total == 0, total * (box / (GRID - 1)) ** 3))
         return {'rows': np.array(rows, dtype=np.float64)}
 
-    rows = heads.rows(evaluation.num, look, 'densities')['rows']
+    rows = heads.rows(evaluation, look, 'densities')['rows']
     return {'density_sanity': float(rows[:, 0].mean()), 'density_sanity/empty': float(rows[:, 1].mean()),
             'density_sanity/volume': float(rows[:, 2].mean()), **worst('density_sanity', rows[:, 0])}
 
 
-@register_metric('hollow_face', num=200, features='builtin', fixed_features=True)
+@register_metric('hollow_face', num=200, features='builtin', fixed_features=True, **PROTOCOL)
 def hollow_face(evaluation):
     """Share of heads whose face is hollow: seen from the front it looks like a face, but its depth is that of a mask from
     behind. The built-in network says where the face is, a paraboloid fitted to the depth there which way it bends
     (metrics.geometry.relief). 0 is best; real heads give 0. '/relief' is the mean height of the face before its rim in
     world units, 0.02 to 0.04 for real heads, near 0 for a flat picture; '/no_face' the share of heads without a face to
     look at, which count as neither."""
-    heads, network = Heads(evaluation), head_network(evaluation.device)
+    heads, network = Heads.of(evaluation), head_network(evaluation.device)
 
     def look(opened, start, stop):
         out = opened.view(labels_around(heads.camera, 0.0))
@@ -70,7 +70,7 @@ def hollow_face(evaluation):
         region = (face > FACE_SHARE) & solid_pixels(out['image_mask'])
         return {'relief': relief(out['image_depth'], region).numpy()}
 
-    values = heads.rows(evaluation.num, look, 'faces')['relief']
+    values = heads.rows(evaluation, look, 'faces')['relief']
     seen = np.isfinite(values)
     mean = float(values[seen].mean()) if seen.any() else 0.0
     return {'hollow_face': float((values[seen] < 0).mean()) if seen.any() else 1.0, 'hollow_face/relief': mean,
@@ -83,14 +83,14 @@ def _depth_sums(depth, mask):
     return torch.cat([torch.where(solid > 0, depth, 0.0), solid], dim=1)
 
 
-@register_metric('depth_synthetic', num=100, fixed_features=True)
+@register_metric('depth_synthetic', num=100, fixed_features=True, **PROTOCOL)
 def depth_synthetic(evaluation):
     """For networks trained on synthetic heads, whose true depth is known: mean difference in world units (1 is about 42 cm)
     between the average depth map of the network's heads and that of as many synthetic ones seen from the same eight sides,
     where both have a head. 0 is best; two draws of 100 synthetic heads differ by about 0.005. It finds what every head has
     wrong in common: flat or hollow faces, wrong size or place. For networks trained on photographs it says how their
     heads stand beside drawn ones."""
-    heads = Heads(evaluation)
+    heads = Heads.of(evaluation)
     size = evaluation.generator.neural_rendering_resolution
     truth = ReferenceGenerator(size).to(evaluation.device)
 
@@ -105,7 +105,7 @@ def depth_synthetic(evaluation):
             sums.append(torch.stack([_depth_sums(o['image_depth'], o['image_mask']).sum(0) for o in (out, true)]))
         return {'sums': torch.stack(sums)[None].cpu().double().numpy()}                 # [1, V, 2, 2, R, R]
 
-    sums = heads.rows(evaluation.num, look, 'depths')['sums'].sum(0)
+    sums = heads.rows(evaluation, look, 'depths')['sums'].sum(0)
     depth, count = sums[:, :, 0], sums[:, :, 1]
     both = (count > SEEN_BY_MOST * evaluation.num).all(1)                               # [V, R, R]
     mean = depth / np.maximum(count, 1)

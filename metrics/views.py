@@ -9,7 +9,7 @@ from camera_utils import label_angles_deg
 from dnnlib import UserError
 from metrics.collectors import Moments
 from metrics.frechet import moments_distance
-from metrics.heads import Heads
+from metrics.heads import Heads, PROTOCOL
 from metrics.images import set_source, to_uint8
 from metrics.reading import bin_centre_deg, yaw_bin
 from metrics.registry import register_metric
@@ -36,7 +36,7 @@ def _real_moments(evaluation, order):
 
 def _fake_moments(evaluation, labels, first=0):
     """Moments of the features of heads `first` and on, conditioned on the frontal camera, head first + i seen from labels[i]."""
-    heads, moments = Heads(evaluation), Moments(len(labels))
+    heads, moments = Heads.of(evaluation), Moments(len(labels))
 
     def look(start, stop):
         opened = heads.open(first + start, first + stop)
@@ -47,7 +47,7 @@ def _fake_moments(evaluation, labels, first=0):
     return moments
 
 
-@register_metric('fid50k_yaw12', features='inception')
+@register_metric('fid50k_yaw12', features='inception', **PROTOCOL)
 def fid50k_yaw12(evaluation):
     """FID within each of 12 bins of yaw, 30 degrees wide, one centred on the front: all real images of the bin against
     an equal part of the fakes, conditioned on the frontal camera and seen from cameras of the bin's real images. The figure
@@ -73,7 +73,7 @@ def fid50k_yaw12(evaluation):
     return {'fid50k_yaw12': float(np.mean(list(figures.values()))), **figures, 'fid50k_yaw12/bins_left_out': len(left_out)}
 
 
-@register_metric('fid50k_random_camera', features='inception')
+@register_metric('fid50k_random_camera', features='inception', **PROTOCOL)
 def fid50k_random_camera(evaluation):
     """FID of heads conditioned on the frontal camera and rendered from cameras drawn from the data, without the learned
     translation: all real images against the fakes. 0 is best. A generator that hides part of a head's looks in the camera

@@ -179,6 +179,6 @@ def load_weights(path):
 
 
 @functools.lru_cache(maxsize=2)
-def head_network(device=torch.device('cpu')):
+def head_network(device='cpu'):
     """The network carried with the code, on `device`; one copy a device."""
     return load_weights(WEIGHTS).to(device)

@@ -49,23 +49,21 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
     inference = not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, styles, noise, bias)))
     gain = ACTIVATIONS[act].gain if gain is None else gain
     if inference and act in SLOPES and padding == 1 and winograd.can_convolve(x, weight, up, resample_filter):
-        scale = demodulation(weight, styles) if demodulate else None
         clamp = None if x.dtype == torch.bfloat16 else clamp
-        return winograd.conv3x3(x, weight, up, resample_filter, styles, scale, noise, bias, SLOPES[act], gain, clamp)
+        return winograd.conv3x3(x, weight, up, resample_filter, styles, demodulate, noise, bias, SLOPES[act], gain, clamp)
     if inference and x.shape[0] == 1:
         folded = weight * styles[0, None, :, None, None]
         if demodulate:
             folded = folded * (folded.square().sum(dim=[1, 2, 3], keepdim=True) + 1e-8).rsqrt()
-        x = conv2d_resample(x, folded.to(x.dtype), resample_filter, up=up, padding=padding)
-        x = x if noise is None else x + noise.to(x.dtype)
+        folded = folded.to(x.dtype)
+        if up == 1 and noise is None and bias is not None:
+            x, bias = F.conv2d(x, folded, bias.to(x.dtype), padding=padding), None
+        else:
+            x = conv2d_resample(x, folded, resample_filter, up=up, padding=padding)
+            x = x if noise is None else x + noise.to(x.dtype)
     else:
         x = modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)
     return bias_act(x, bias, act=act, gain=gain, clamp=clamp)
-
-
-def demodulation(weight, styles):
-    """Factors [N, O] that bring the convolution by weight [O, I, K, K] of inputs scaled by styles [N, I] to unit variance."""
-    return (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()
 
 
 def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_filter=None, demodulate=True):
@@ -80,7 +78,7 @@ def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_fi
             weight = weight * (weight.shape[1] * weight.shape[2] * weight.shape[3]) ** -0.5 \
                 / weight.abs().amax(dim=[1, 2, 3], keepdim=True)
             styles = styles / styles.abs().amax(dim=1, keepdim=True)
-        scale = demodulation(weight, styles)
+        scale = (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()                # [N, O]
     x = x * styles.to(x.dtype)[:, :, None, None]
     x = conv2d_resample(x, weight.to(x.dtype), resample_filter, up=up, padding=padding)
     if demodulate:

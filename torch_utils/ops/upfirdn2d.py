@@ -91,6 +91,15 @@ def upsample2d(x, f, up=2, gain=1.0):
     return upfirdn2d(x, f, up=up, padding=padding, gain=gain * up * up)
 
 
+def upsample_add(img, f, added):
+    """upsample2d(img, f) + added: img [N, C, H, W] float32, added [N, C, 2H, 2W] of any type -> float32."""
+    inference = not (torch.is_grad_enabled() and (img.requires_grad or added.requires_grad))
+    if (inference and img.device.type == 'cpu' and img.dtype == torch.float32 and added.dtype in NATIVE_TYPES and f.shape == (4, 4)
+            and load_native()):
+        return torch.ops.omnihead.upsample_add(img, f, added)
+    return upsample2d(img, f) + added.float()
+
+
 def downsample2d(x, f, down=2, gain=1.0):
     """Filter x [N, C, H, W] with f [K, K] and keep every `down`-th pixel."""
     kh, kw = f.shape

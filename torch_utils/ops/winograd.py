@@ -8,7 +8,6 @@ input pixel becomes. The definition is plain PyTorch: conv2d_resample.modulated_
 import functools
 
 import torch
-import torch.nn.functional as F
 
 from torch_utils.misc import cpu_flags
 from torch_utils.ops.native import load_native
@@ -36,26 +35,14 @@ def can_convolve(x, weight, up=1, resample_filter=None):
     return n * -(-height // 4) * -(-width // 4) >= LEAST_TILES and load_native() and x.dtype in _types()
 
 
-def conv3x3(x, weight, up=1, resample_filter=None, in_scale=None, out_scale=None, noise=None, bias=None, slope=1.0, gain=1.0, clamp=None):
-    """gain * leaky_relu(out_scale * conv(in_scale * x) + noise + bias), held to +-clamp; ask can_convolve first.
+def conv3x3(x, weight, up=1, resample_filter=None, styles=None, demodulate=False, noise=None, bias=None, slope=1.0, gain=1.0, clamp=None):
+    """gain * leaky_relu(conv(styles * x) + noise + bias), held to +-clamp; ask can_convolve first. No gradients.
 
     x [N, I, H, W] float32 or bfloat16; weight [O, I, 3, 3], correlated with x, or truly convolved when `up` is 2, as in
-    conv2d_resample; in_scale [N, I], out_scale [N, O], noise [N or 1, 1, H*up, W*up], bias [O], None for none of them;
-    slope of negative values. Result [N, O, H*up, W*up] in x's type, channels last. No gradients.
+    conv2d_resample; styles [N, I], noise [N or 1, 1, H*up, W*up], bias [O], None for none of them; demodulate: see
+    conv2d_resample.modulated_conv2d; slope of negative values. Result [N, O, H*up, W*up] in x's type, channels last.
     """
-    taps = weight.detach().float().permute(2, 3, 1, 0)                                            # [3, 3, I, O]
-    taps = taps.contiguous()[None] if up == 1 else _phases(taps, resample_filter)
-    floats = [None if t is None else t.float().contiguous() for t in (in_scale, out_scale, None if noise is None else noise[:, 0], bias)]
+    floats = [None if t is None else t.float().contiguous() for t in (styles, None if noise is None else noise[:, 0], bias)]
     limit = float('inf') if clamp is None else float(clamp)
-    return torch.ops.omnihead.winograd_conv3x3(x, taps, *floats, slope, gain, limit, x.dtype == torch.bfloat16)
-
-
-def _phases(taps, resample_filter):
-    """Weights [4, 3, 3, I, O] that give the pixels (2y, 2x), (2y, 2x + 1), (2y + 1, 2x), (2y + 1, 2x + 1) of x convolved by
-    taps [3, 3, I, O] and the filter at twice its size."""
-    # In one direction tap a of the weight meets tap a - p + 1 + 2 d of the turned filter at distance d of phase p.
-    phase, distance, tap = torch.meshgrid(torch.arange(2), torch.arange(-1, 2), torch.arange(3), indexing='ij')
-    place = tap - phase + 1 + 2 * distance + 3
-    f = F.pad(resample_filter.float().flip([0, 1]) * 4, [3, 3, 3, 3])
-    matrix = f[place[:, None, :, None, :, None], place[None, :, None, :, None, :]]                 # [2, 2, 3, 3, 3, 3]
-    return (matrix.reshape(36, 9) @ taps.reshape(9, -1)).reshape(4, 3, 3, *taps.shape[2:])
+    return torch.ops.omnihead.winograd_conv3x3(x, weight.float().contiguous(), resample_filter if up == 2 else None, floats[0], demodulate,
+                                               *floats[1:], slope, gain, limit, x.dtype == torch.bfloat16)

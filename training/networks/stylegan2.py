@@ -9,7 +9,7 @@ from torch_utils import streams
 from torch_utils.misc import to_working_format
 from torch_utils.ops.bias_act import ACTIVATIONS
 from torch_utils.ops.conv2d_resample import modulated_layer
-from torch_utils.ops.upfirdn2d import upsample2d
+from torch_utils.ops.upfirdn2d import upsample_add
 from training.networks.layers import FullyConnectedLayer, register_resample_filter
 
 NOISE_MODES = ('random', 'const', 'none')
@@ -109,12 +109,10 @@ class SynthesisBlock(nn.Module):
         else:
             x = self.conv0(to_working_format(x, half), ws[0], noise_mode)
         x = self.conv1(x, ws[self.num_conv - 1], noise_mode)
-        rgb = self.torgb(x, ws[self.num_conv]).float()
+        rgb = self.torgb(x, ws[self.num_conv])
         if img is None:
-            return x, rgb
-        if self.up > 1:
-            img = upsample2d(img, self.resample_filter, self.up)
-        return x, img + rgb
+            return x, rgb.float()
+        return x, upsample_add(img, self.resample_filter, rgb) if self.up > 1 else img + rgb.float()
 
 
 class SynthesisNetwork(nn.Module):

@@ -41,35 +41,78 @@ inline void narrow(float x, uint16_t& out) {
     out = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-template <typename T>
-inline __attribute__((always_inline)) void row_body(const T* x, T* out, const float* f, int64_t kw, int64_t kh, int64_t channels,
-                                                    const Axis& ax, const Axis& ay, int64_t oy, float* sum) {
-    for (int64_t ox = 0; ox < ax.out; ++ox) {
-        for (int64_t c = 0; c < channels; ++c) sum[c] = 0;
-        for (int64_t ky = ay.first_tap(oy); ky < kh; ky += ay.up) {
-            const int64_t py = oy * ay.down - ay.pad + ky, iy = py / ay.up;
-            if (py < 0 || iy >= ay.size) continue;
-            for (int64_t kx = ax.first_tap(ox); kx < kw; kx += ax.up) {
-                const int64_t px = ox * ax.down - ax.pad + kx, ix = px / ax.up;
-                if (px < 0 || ix >= ax.size) continue;
-                const float tap = f[ky * kw + kx];
-                const T* p = x + (iy * ax.size + ix) * channels;
-                for (int64_t c = 0; c < channels; ++c) sum[c] += tap * widen(p[c]);
+// What a row of the result is made of. T is the images' type, A that of what is added.
+template <typename T, typename A>
+struct Row {
+    const T* x;              // the image [height, width, channels]
+    T* out;                  // [width, channels]
+    const A* add;            // [width, channels] or null
+    const float* f;
+    int64_t kw, kh, channels, oy;
+    Axis ax, ay;
+};
+
+template <typename T, typename A>
+inline __attribute__((always_inline)) void row_body(const Row<T, A>& r, float* sum) {
+    const int64_t channels = r.channels;
+    // Taps that meet pixels of the input; with up to four of them there is no need for a row of sums.
+    const bool few = ((r.kh + r.ay.up - 1) / r.ay.up) * ((r.kw + r.ax.up - 1) / r.ax.up) <= 4;
+    for (int64_t ox = 0; ox < r.ax.out; ++ox) {
+        const T* place[4] = {r.x, r.x, r.x, r.x};
+        float tap[4] = {0, 0, 0, 0};
+        int64_t count = 0;
+        for (int64_t c = 0; !few && c < channels; ++c) sum[c] = 0;
+        for (int64_t ky = r.ay.first_tap(r.oy); ky < r.kh; ky += r.ay.up) {
+            const int64_t py = r.oy * r.ay.down - r.ay.pad + ky, iy = py / r.ay.up;
+            if (py < 0 || iy >= r.ay.size) continue;
+            for (int64_t kx = r.ax.first_tap(ox); kx < r.kw; kx += r.ax.up) {
+                const int64_t px = ox * r.ax.down - r.ax.pad + kx, ix = px / r.ax.up;
+                if (px < 0 || ix >= r.ax.size) continue;
+                const T* p = r.x + (iy * r.ax.size + ix) * channels;
+                const float t = r.f[ky * r.kw + kx];
+                if (few) {
+                    place[count] = p;
+                    tap[count++] = t;
+                } else {
+                    for (int64_t c = 0; c < channels; ++c) sum[c] += t * widen(p[c]);
+                }
             }
         }
-        T* q = out + ox * channels;
-        for (int64_t c = 0; c < channels; ++c) narrow(sum[c], q[c]);
+        T* q = r.out + ox * channels;
+        const T *p0 = place[0], *p1 = place[1], *p2 = place[2], *p3 = place[3];
+        const float t0 = tap[0], t1 = tap[1], t2 = tap[2], t3 = tap[3];
+        if (!few) {
+            for (int64_t c = 0; c < channels; ++c) narrow(sum[c], q[c]);
+        } else if (r.add) {
+            const A* add = r.add + ox * channels;
+            for (int64_t c = 0; c < channels; ++c)
+                narrow(widen(add[c]) + (t0 * widen(p0[c]) + t1 * widen(p1[c]) + t2 * widen(p2[c]) + t3 * widen(p3[c])), q[c]);
+        } else {
+            for (int64_t c = 0; c < channels; ++c)
+                narrow(t0 * widen(p0[c]) + t1 * widen(p1[c]) + t2 * widen(p2[c]) + t3 * widen(p3[c]), q[c]);
+        }
     }
 }
 
-OMNI_CLONES void row_float(const float* x, float* out, const float* f, int64_t kw, int64_t kh, int64_t channels, const Axis& ax,
-                           const Axis& ay, int64_t oy, float* sum) {
-    row_body(x, out, f, kw, kh, channels, ax, ay, oy, sum);
-}
+OMNI_CLONES void row(const Row<float, float>& r, float* sum) { row_body(r, sum); }
+OMNI_CLONES void row(const Row<float, uint16_t>& r, float* sum) { row_body(r, sum); }
+OMNI_CLONES void row(const Row<uint16_t, uint16_t>& r, float* sum) { row_body(r, sum); }
 
-OMNI_CLONES void row_bfloat16(const uint16_t* x, uint16_t* out, const float* f, int64_t kw, int64_t kh, int64_t channels, const Axis& ax,
-                              const Axis& ay, int64_t oy, float* sum) {
-    row_body(x, out, f, kw, kh, channels, ax, ay, oy, sum);
+template <typename T, typename A>
+void filter_image(const at::Tensor& x, const at::Tensor& out, const at::Tensor& f, const Axis& ax, const Axis& ay, const at::Tensor* add) {
+    const int64_t n = x.size(0), channels = x.size(1);
+    const T* source = static_cast<const T*>(x.const_data_ptr());
+    T* target = static_cast<T*>(out.mutable_data_ptr());
+    const A* added = add ? static_cast<const A*>(add->const_data_ptr()) : nullptr;
+    at::parallel_for(0, n * ay.out, std::max<int64_t>(1, 32768 / (ax.out * channels + 1)), [&](int64_t begin, int64_t end) {
+        std::vector<float> sum(channels);
+        for (int64_t line = begin; line < end; ++line) {
+            const int64_t place = line * ax.out * channels;
+            row(Row<T, A>{source + line / ay.out * ax.size * ay.size * channels, target + place, added ? added + place : nullptr,
+                          f.const_data_ptr<float>(), f.size(1), f.size(0), channels, line % ay.out, ax, ay},
+                sum.data());
+        }
+    });
 }
 
 at::Tensor upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntArrayRef up, at::IntArrayRef down, at::IntArrayRef padding) {
@@ -83,28 +126,32 @@ at::Tensor upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntA
     ay.out = (ay.size * ay.up + padding[2] + padding[3] - kh) / ay.down + 1;
     TORCH_CHECK(ax.out > 0 && ay.out > 0, "upfirdn2d: the filter is larger than the padded image");
     at::Tensor out = at::empty({n, channels, ay.out, ax.out}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
-    const float* taps = f.const_data_ptr<float>();
-    const bool half = x.scalar_type() == at::kBFloat16;
-    const char* source = static_cast<const char*>(x.const_data_ptr());
-    char* target = static_cast<char*>(out.mutable_data_ptr());
-    const int64_t width = half ? 2 : 4;
-    at::parallel_for(0, n * ay.out, std::max<int64_t>(1, 32768 / (ax.out * channels + 1)), [&](int64_t begin, int64_t end) {
-        std::vector<float> sum(channels);
-        for (int64_t row = begin; row < end; ++row) {
-            const char* image = source + row / ay.out * ax.size * ay.size * channels * width;
-            char* line = target + row * ax.out * channels * width;
-            if (half)
-                row_bfloat16(reinterpret_cast<const uint16_t*>(image), reinterpret_cast<uint16_t*>(line), taps, kw, kh, channels, ax, ay,
-                             row % ay.out, sum.data());
-            else
-                row_float(reinterpret_cast<const float*>(image), reinterpret_cast<float*>(line), taps, kw, kh, channels, ax, ay,
-                          row % ay.out, sum.data());
-        }
-    });
+    if (x.scalar_type() == at::kBFloat16) filter_image<uint16_t, uint16_t>(x, out, f, ax, ay, nullptr);
+    else filter_image<float, float>(x, out, f, ax, ay, nullptr);
+    return out;
+}
+
+// An image at twice its size, plus `added` of that size: the skip connection of a synthesis block.
+at::Tensor upsample_add(const at::Tensor& image, const at::Tensor& taps, const at::Tensor& added) {
+    TORCH_CHECK(image.dim() == 4 && image.scalar_type() == at::kFloat, "upsample_add takes a float32 image [N, C, H, W]");
+    TORCH_CHECK(added.scalar_type() == at::kFloat || added.scalar_type() == at::kBFloat16, "upsample_add adds float32 or bfloat16");
+    TORCH_CHECK(taps.dim() == 2 && taps.size(0) == 4 && taps.size(1) == 4, "upsample_add takes a filter [4, 4]");
+    const at::Tensor x = image.contiguous(at::MemoryFormat::ChannelsLast), add = added.contiguous(at::MemoryFormat::ChannelsLast);
+    const at::Tensor f = (taps.to(at::kFloat) * 4).flip({0, 1}).contiguous();
+    const Axis ax{x.size(3), 2 * x.size(3), 2, 1, 2}, ay{x.size(2), 2 * x.size(2), 2, 1, 2};
+    TORCH_CHECK(add.sizes() == at::IntArrayRef({x.size(0), x.size(1), ay.out, ax.out}), "upsample_add: sizes do not match");
+    at::Tensor out = at::empty({x.size(0), x.size(1), ay.out, ax.out}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    if (add.scalar_type() == at::kFloat) filter_image<float, float>(x, out, f, ax, ay, &add);
+    else filter_image<float, uint16_t>(x, out, f, ax, ay, &add);
     return out;
 }
 
 TORCH_LIBRARY_IMPL(omnihead, CPU, m) { m.impl("upfirdn2d", upfirdn2d); }
+
+TORCH_LIBRARY_FRAGMENT(omnihead, m) {
+    m.def("upsample_add(Tensor image, Tensor f, Tensor added) -> Tensor");
+    m.impl("upsample_add", c10::DispatchKey::CPU, upsample_add);
+}
 
 }  // namespace
 }  // namespace omni

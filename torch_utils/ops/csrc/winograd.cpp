@@ -51,18 +51,52 @@ const float* checked(const Optional& t, const char* name, at::IntArrayRef shape)
 
 bool winograd_half_products() { return winograd_kernels(true) != nullptr; }
 
-Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optional& in_scale, const Optional& out_scale, const Optional& noise,
-                        const Optional& bias, double slope, double gain, double clamp, bool half_products) {
-    TORCH_CHECK(input.dim() == 4 && weight.dim() == 5, "winograd_conv3x3 takes x [N, I, H, W] and weight [P, 3, 3, I, O]");
+// Taps of each of the four pixels that one pixel becomes, from those of the weight: in one direction tap a of the weight
+// meets tap a - p + 1 + 2 d of the turned filter at distance d (-1, 0, 1) of phase p.
+std::vector<float> phase_taps(const Optional& filter) {
+    if (!filter) return {};
+    TORCH_CHECK(filter->sizes() == at::IntArrayRef({4, 4}), "winograd_conv3x3: a low-pass filter of 4x4 taps is needed");
+    const Tensor f = filter->to(at::kFloat).contiguous();
+    const float* taps = f.const_data_ptr<float>();
+    std::vector<float> out(4 * 9 * 9, 0.0f);
+    for (int p = 0; p < 4; p++)
+        for (int d = 0; d < 9; d++)
+            for (int a = 0; a < 9; a++) {
+                const int y = a / 3 - p / 2 + 2 * (d / 3) - 1, x = a % 3 - p % 2 + 2 * (d % 3) - 1;
+                if (y >= 0 && y < 4 && x >= 0 && x < 4) out[(p * 9 + d) * 9 + a] = 4 * taps[(3 - y) * 4 + 3 - x];
+            }
+    return out;
+}
+
+// [N, O] factors that bring the convolution of inputs scaled by styles [N, I] to unit variance; energy [I, O].
+Tensor demodulation(const Convolution& c, const float* energy, const at::TensorOptions& options) {
+    Tensor out = at::empty({c.n, c.out}, options);
+    float* target = out.mutable_data_ptr<float>();
+    std::vector<float> sum(c.out);
+    for (int64_t n = 0; n < c.n; n++) {
+        std::fill(sum.begin(), sum.end(), 1e-8f);
+        for (int64_t i = 0; i < c.in; i++) {
+            const float style = c.in_scale ? c.in_scale[n * c.in + i] : 1.0f;
+            for (int64_t o = 0; o < c.out; o++) sum[o] += style * style * energy[i * c.out + o];
+        }
+        for (int64_t o = 0; o < c.out; o++) target[n * c.out + o] = 1 / std::sqrt(sum[o]);
+    }
+    return out;
+}
+
+Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles, bool demodulate,
+                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, bool half_products) {
+    TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "winograd_conv3x3 takes x [N, I, H, W] and weight [O, I, 3, 3]");
     TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "winograd_conv3x3 takes float32 or bfloat16");
     const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
+    const std::vector<float> phases = phase_taps(upsampling);
     Convolution c{};
-    c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(4);
-    c.up = weight.size(0) == 4 ? 2 : 1;
+    c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(0);
+    c.up = upsampling ? 2 : 1;
     TORCH_CHECK(c.in % 16 == 0 && c.out % 16 == 0, "winograd_conv3x3 takes multiples of 16 channels, got ", c.in, " and ", c.out);
-    c.weight = checked(weight, "weight", {c.up * c.up, 3, 3, c.in, c.out});
-    c.in_scale = checked(in_scale, "in_scale", {c.n, c.in});
-    c.out_scale = checked(out_scale, "out_scale", {c.n, c.out});
+    c.weight = checked(weight, "weight", {c.out, c.in, 3, 3});
+    c.phases = phases.data();
+    c.in_scale = checked(styles, "styles", {c.n, c.in});
     c.noise_each = noise && noise->size(0) == c.n;
     c.noise = checked(noise, "noise", {c.noise_each ? c.n : 1, c.h * c.up, c.w * c.up});
     c.bias = checked(bias, "bias", {c.out});
@@ -77,12 +111,18 @@ Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optiona
     const int64_t tiles = c.n * c.tiles_high * c.tiles_wide, share = (tiles + at::get_num_threads() - 1) / at::get_num_threads();
     c.block = std::min(MOST_TILES, (share + 5) / 6 * 6);
     if (tiles == 0) return y;
-    Tensor transformed = at::empty({k.transformed_floats(c)}, weight.options());
+    const at::TensorOptions floats = x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous);
+    Tensor transformed = at::empty({k.transformed_floats(c)}, floats), energy = at::empty({c.in, c.out}, floats), scale;
     float* u = transformed.mutable_data_ptr<float>();
+    c.energy = energy.mutable_data_ptr<float>();
     at::parallel_for(0, c.in / 2, 4, [&](int64_t begin, int64_t end) { k.transform(c, u, 2 * begin, 2 * end); });
+    if (demodulate) {
+        scale = demodulation(c, c.energy, floats);
+        c.out_scale = scale.const_data_ptr<float>();
+    }
     const int64_t blocks = (tiles + c.block - 1) / c.block;
     at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-        Tensor scratch = at::zeros({k.scratch_floats(c)}, weight.options());
+        Tensor scratch = at::zeros({k.scratch_floats(c)}, floats);
         for (int64_t b = begin; b < end; b++)
             k.run(c, u, b * c.block, std::min(tiles, (b + 1) * c.block), scratch.mutable_data_ptr<float>());
     });
@@ -92,8 +132,8 @@ Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optiona
 TORCH_LIBRARY_FRAGMENT(omnihead, m) {
     m.def("winograd_half_products() -> bool");
     m.impl("winograd_half_products", winograd_half_products);
-    m.def("winograd_conv3x3(Tensor x, Tensor weight, Tensor? in_scale, Tensor? out_scale, Tensor? noise, Tensor? bias, float slope, "
-          "float gain, float clamp, bool half_products) -> Tensor");
+    m.def("winograd_conv3x3(Tensor x, Tensor weight, Tensor? upsampling, Tensor? styles, bool demodulate, Tensor? noise, Tensor? bias, "
+          "float slope, float gain, float clamp, bool half_products) -> Tensor");
     m.impl("winograd_conv3x3", c10::DispatchKey::CPU, winograd_conv3x3);
 }
 

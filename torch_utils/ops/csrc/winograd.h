@@ -14,7 +14,9 @@ struct Convolution {
     int64_t up;                    // 1 or 2
     const void* x;                 // [n, h, w, I]
     bool half;                     // x and y are bfloat16, else float
-    const float* weight;           // [P, 3, 3, I, O], before transform()
+    const float* weight;           // [O, I, 3, 3]
+    const float* phases;           // [P, 9, 9] the taps of each phase from those of the weight
+    float* energy;                 // [I, O] set by transform(): sums of squares over the taps
     const float *in_scale;         // [n, I] factors of the input, or null
     const float *out_scale;        // [n, O] factors of the result, or null
     const float *noise;            // [n or 1, h * up, w * up] added to all channels, or null

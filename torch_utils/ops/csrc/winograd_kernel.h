@@ -85,25 +85,54 @@ OMNI_INLINE int64_t group_floats(const Convolution& c) { return AREA * c.in * gr
 
 static int64_t transformed_floats(const Convolution& c) { return phases(c) * c.out / group_width(c) * group_floats(c); }
 
-static int64_t scratch_floats(const Convolution& c) { return AREA * c.block * (c.in + group_width(c)); }
+// Numbers from one of the 36 matrices of a block to the next. A line of the cache is added, for otherwise the 36 lines that
+// a tile touches would all fall into a few sets of the cache.
+OMNI_INLINE int64_t inputs_step(const Convolution& c) { return c.block * c.in + 64 / sizeof(value); }
+OMNI_INLINE int64_t results_step(const Convolution& c) { return c.block * group_width(c) + 16; }
+
+static int64_t scratch_floats(const Convolution& c) { return AREA * (inputs_step(c) + results_step(c)); }
+
+// Taps [9] of W output channels from o on and one input channel.
+OMNI_INLINE void load_taps(const Convolution& c, int64_t o, int64_t i, vf* g) {
+    float lanes[9][W];
+    for (int lane = 0; lane < W; lane++)
+        for (int t = 0; t < 9; t++) lanes[t][lane] = c.weight[((o + lane) * c.in + i) * 9 + t];
+    vf energy = splat(0);
+    for (int t = 0; t < 9; t++) {
+        g[t] = load(lanes[t]);
+        energy += g[t] * g[t];
+    }
+    store(c.energy + i * c.out + o, energy);
+}
+
+// The 36 values that 9 taps of one phase become.
+OMNI_INLINE void transform_taps(const Convolution& c, int64_t phase, const vf* g, vf* u) {
+    vf taps[9], half[18];
+    for (int t = 0; t < 9; t++) {
+        if (c.up == 1) {
+            taps[t] = g[t];
+            continue;
+        }
+        taps[t] = splat(0);
+        for (int k = 0; k < 9; k++) taps[t] += g[k] * c.phases[(phase * 9 + t) * 9 + k];
+    }
+    for (int t = 0; t < 3; t++) transform_filter(taps + t, 3, half + t, 3);
+    for (int t = 0; t < PATCH; t++) transform_filter(half + 3 * t, 1, u + PATCH * t, 1);
+}
 
 // transformed [P, O / group, AREA, I, group] of float, or pairs of channels [.., I / 2, group, 2] of bfloat16.
 static void transform(const Convolution& c, float* transformed, int64_t first, int64_t end) {
     const int64_t group = group_width(c), groups = c.out / group;
-    for (int64_t p = 0; p < phases(c); p++)
-        for (int64_t o = 0; o < c.out; o += W) {
-            float* target = transformed + (p * groups + o / group) * group_floats(c) + o % group;
-            for (int64_t i = first; i < end; i += 2) {
-                vf g[2][9], half[18], u[2][AREA];
-                for (int k = 0; k < 2; k++) {
-                    for (int t = 0; t < 9; t++) g[k][t] = load(c.weight + ((p * 9 + t) * c.in + i + k) * c.out + o);
-                    for (int t = 0; t < 3; t++) transform_filter(g[k] + t, 3, half + t, 3);
-                    for (int t = 0; t < PATCH; t++) transform_filter(half + 3 * t, 1, u[k] + PATCH * t, 1);
-                }
+    for (int64_t o = 0; o < c.out; o += W)
+        for (int64_t i = first; i < end; i += 2) {
+            vf g[2][9], u[2][AREA];
+            for (int k = 0; k < 2; k++) load_taps(c, o, i + k, g[k]);
+            for (int64_t p = 0; p < phases(c); p++) {
+                float* target = transformed + (p * groups + o / group) * group_floats(c) + o % group;
+                for (int k = 0; k < 2; k++) transform_taps(c, p, g[k], u[k]);
                 for (int t = 0; t < AREA; t++) {
 #ifdef OMNI_HALF_PRODUCTS
-                    const vf pair = (vf)(round_half(u[0][t]) | (round_half(u[1][t]) << 16));
-                    store(target + (t * c.in + i) / 2 * group, pair);
+                    store(target + (t * c.in + i) / 2 * group, (vf)(round_half(u[0][t]) | (round_half(u[1][t]) << 16)));
 #else
                     for (int k = 0; k < 2; k++) store(target + (t * c.in + i + k) * group, u[k][t]);
 #endif
@@ -146,8 +175,8 @@ static void products(const Convolution& c, const value* inputs, const float* wei
     const int64_t group = Q * W, depth_floats = c.in * group * sizeof(value) / sizeof(float);
     for (int t = 0; t < AREA; t++)
         for (int64_t i = 0; i < tiles; i += ROWS)
-            product_tile<ROWS, Q>(c.in, inputs + (t * c.block + i) * c.in, weight + t * depth_floats, group,
-                                  out + (t * c.block + i) * group, group);
+            product_tile<ROWS, Q>(c.in, inputs + t * inputs_step(c) + i * c.in, weight + t * depth_floats, group,
+                                  out + t * results_step(c) + i * group, group);
 }
 
 struct Place { int64_t n, row, column; };   // image, and the tile's first pixel before upsampling
@@ -175,18 +204,18 @@ static void gather(const Convolution& c, Place place, value* target) {
             }
         for (int b = 0; b < PATCH; b++) transform_input(d + b, PATCH);
         for (int a = 0; a < PATCH; a++) transform_input(d + a * PATCH, 1);
-        for (int t = 0; t < AREA; t++) store_value(target + t * c.block * c.in + i, d[t]);
+        for (int t = 0; t < AREA; t++) store_value(target + t * inputs_step(c) + i, d[t]);
     }
 }
 
-// `products` [AREA, block, group] of one tile -> the result's pixels of channels [first, first + group) and one phase.
+// `products` of one tile -> the result's pixels of channels [first, first + group) and one phase.
 template <bool HALF>
 static void scatter(const Convolution& c, Place place, const float* products, int64_t group, int64_t first, int64_t phase) {
     const int64_t height = c.h * c.up, width = c.w * c.up, py = phase / c.up, px = phase % c.up;
     const float* noise = c.noise ? c.noise + (c.noise_each ? place.n * height * width : 0) : nullptr;
     for (int64_t o = 0; o < group; o += W) {
         vf m[AREA], half[TILE * PATCH], y[TILE * TILE];
-        for (int t = 0; t < AREA; t++) m[t] = load(products + t * c.block * group + o);
+        for (int t = 0; t < AREA; t++) m[t] = load(products + t * results_step(c) + o);
         for (int b = 0; b < PATCH; b++) transform_output(m + b, PATCH, half + b, PATCH);
         for (int a = 0; a < TILE; a++) transform_output(half + a * PATCH, 1, y + a * TILE, 1);
         const vf scale = c.out_scale ? load(c.out_scale + place.n * c.out + first + o) : splat(1);
@@ -208,7 +237,7 @@ static void scatter(const Convolution& c, Place place, const float* products, in
 static void run(const Convolution& c, const float* transformed, int64_t first_tile, int64_t end_tile, float* scratch) {
     const int64_t group = group_width(c), groups = c.out / group, tiles = end_tile - first_tile;
     value* inputs = reinterpret_cast<value*>(scratch);
-    float* results = scratch + AREA * c.block * c.in;
+    float* results = scratch + AREA * inputs_step(c);
     for (int64_t t = 0; t < tiles; t++) {
         const Place place = place_of(c, first_tile + t);
         if (c.half) gather<true>(c, place, inputs + t * c.in);

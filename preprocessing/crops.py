@@ -16,6 +16,7 @@ CROP_SIZE = 563                     # 512 and a margin of 5 % left and right, 10
 QUAD_LEFT, QUAD_TOP = 25, 51        # where the quad's first corner lies in the crop
 QUAD_SPAN = 511                     # and how far the others are from it
 MIN_QUAD_SIDE = 256                 # pixels of the picture
+DOUBLED_BELOW = 1.2                 # pixels of the picture to one of the crop
 MODEL_DEPTH = 37115.3               # half the mean depth of the face model: what the crop is centred on, micrometres
 MODEL_HALF_SIDE = 1 / 2000          # S = 2000 * scale * side / 511
 MAX_OFFSET, MIN_SCALE, MAX_SCALE = 1.0, 0.7, 1.3
@@ -93,13 +94,19 @@ def _folded(index, length):
 
 
 def warp(image, to_source, size, reflect=False):
-    """Picture uint8 [size, size(, 3)] whose pixel (x, y) shows `image` uint8 [H, W(, 3)] at to_source [2, 3] of (x, y, 1).
+    """Picture uint8 [size, size(, 3)] whose pixel (x, y) shows `image` uint8 [H, W(, 3)] at to_source of (x, y, 1): [2, 3], or
+    [3, 3] for a change of perspective.
 
     What is shrunk is averaged over its area first. Outside is black, or mirrored with `reflect`.
     """
-    matrix = np.asarray(to_source, dtype=np.float64)
+    matrix = np.eye(3)
+    matrix[:len(to_source)] = to_source
     corners = matrix @ np.array([[0, size - 1, 0, size - 1], [0, 0, size - 1, size - 1], [1, 1, 1, 1]], dtype=np.float64)
-    reduce = max(int(min(np.linalg.norm(matrix[:, 0]), np.linalg.norm(matrix[:, 1]))), 1)
+    if not (corners[2] > 1e-6).all():
+        raise ValueError('the crop reaches behind the camera')
+    corners = corners[:2] / corners[2]
+    step = (np.linalg.norm(corners[:, 1] - corners[:, 0]), np.linalg.norm(corners[:, 2] - corners[:, 0]))
+    reduce = max(int(min(step) / max(size - 1, 1)), 1)
     margin = 3 * reduce
     low = np.floor(corners.min(axis=1)).astype(int) - margin
     high = np.ceil(corners.max(axis=1)).astype(int) + margin + 1
@@ -113,13 +120,23 @@ def warp(image, to_source, size, reflect=False):
             part[inside[1].start - low[1]:inside[1].stop - low[1], inside[0].start - low[0]:inside[0].stop - low[0]] = \
                 image[inside[1], inside[0]]
     picture = PIL.Image.fromarray(np.ascontiguousarray(part))
+    # Pillow's cubic filter does not reproduce straight lines and shifts pictures: bilinear on a doubled picture does not.
+    doubled = 2 if min(step) / max(size - 1, 1) < DOUBLED_BELOW else 1
     if reduce > 1:
         picture = picture.reduce(reduce)
+    elif doubled == 2:
+        picture = picture.resize((2 * picture.width, 2 * picture.height), PIL.Image.Resampling.LANCZOS)
+    factor = doubled / reduce
     # From pixel centres at whole numbers to Pillow's, which lie at halves, and into the reduced part.
-    offset = matrix[:, 2] - low + 0.5 - matrix[:, :2] @ [0.5, 0.5]
-    coefficients = np.concatenate([matrix[:, :2], offset[:, None]], axis=1) / reduce
-    return np.asarray(picture.transform((size, size), PIL.Image.Transform.AFFINE, tuple(coefficients.ravel()),
-                                        PIL.Image.Resampling.BICUBIC))
+    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
+    into = np.array([[factor, 0, factor * (0.5 - low[0])], [0, factor, factor * (0.5 - low[1])], [0, 0, 1]])
+    matrix = into @ matrix @ half
+    matrix /= matrix[2, 2]
+    if len(to_source) == 2:
+        how, coefficients = PIL.Image.Transform.AFFINE, matrix[:2]
+    else:
+        how, coefficients = PIL.Image.Transform.PERSPECTIVE, matrix
+    return np.asarray(picture.transform((size, size), how, tuple(coefficients.ravel()[:8]), PIL.Image.Resampling.BILINEAR))
 
 
 def working_crop(image, quad):
@@ -152,10 +169,14 @@ def _box_blur(image, size):
 def final_crop(image, quad):
     """The published crop uint8 [563, 563, 3] of a quad in `image` uint8 [H, W, 3]: cut at double resolution, mirrored where
     the picture ends and there faded into its blur."""
-    double = crop_map(quad) / 2
-    double[:, 2] = crop_map(quad) @ [-0.25, -0.25, 1]      # pixel centres of the doubled picture
-    crop = np.asarray(PIL.Image.fromarray(warp(image, double, 2 * CROP_SIZE, reflect=True)).reduce(2))
-    valid = warp(np.full(image.shape[:2], 255, dtype=np.uint8), crop_map(quad), CROP_SIZE)
+    return faded_crop(image, crop_map(quad))
+
+
+def faded_crop(image, to_source):
+    """Like final_crop, of a map [2, 3] or [3, 3] from the crop's pixels to the picture's."""
+    doubled = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])      # pixel centres of the doubled picture
+    crop = np.asarray(PIL.Image.fromarray(warp(image, to_source @ doubled, 2 * CROP_SIZE, reflect=True)).reduce(2))
+    valid = warp(np.full(image.shape[:2], 255, dtype=np.uint8), to_source, CROP_SIZE)
     if valid.min() == 255:
         return crop
     mask = _box_blur(valid.astype(np.float32) / 255, 21)[..., None]

@@ -46,6 +46,7 @@ LAYER_OF = {
     'inference': 'inference',
     'metrics': 'metrics',
     'preprocessing': 'preprocessing',
+    '3DDFA_V2_cropping': 'script',
     'docs': 'script',
     'benchmarks': 'script',
 }

@@ -124,6 +124,14 @@ def flip_label(c):
     return c * sign
 
 
+def half_turn_label(c):
+    """Labels [N, 25] of the cameras on the other side of the head: turned by 180 degrees about the world's y axis, so at the
+    same height and with the same roll (PSO-HEAD's pseudo label). Twice gives the label back."""
+    sign = torch.ones(LABEL_DIM, dtype=c.dtype, device=c.device)
+    sign[[0, 1, 2, 3, 8, 9, 10, 11]] = -1
+    return c * sign
+
+
 def label_from_yaw(yaw_deg, vertical=math.pi / 2, lookat=HEAD_PIVOT, radius=HEAD_RADIUS, fov_deg=FOV_DEG, device=None):
     """Labels [N, 25] of cameras whose position is turned by `yaw_deg` (float or [N]) about the world's y axis: 0 front,
     +-180 back. With a pivot off the origin label_angles_deg, which measures the view direction, gives another figure

@@ -1,28 +1,26 @@
-"""A picture becomes a head: pivotal tuning inversion of a cropped picture with a known camera.
+"""A photograph becomes a head: cropped, looked for in the network, and the network tuned until it shows it.
 
-    python projector.py --network demo --target_img crops --idx 0 --outdir out
-    python gen_videos.py --network out/demo/0/fintuned_generator.pkl --latent out/demo/0/projected_w.npz
+    python projector.py photo.jpg --network demo --outdir out
+    python projector.py --network demo --target_img crops --idx 0 --outdir out       # pictures that are cropped already
+    python gen_videos.py --network demo --latent out/demo/photo/head.safetensors
 """
 
-import contextlib
-import dataclasses
 import urllib.parse
 from pathlib import Path
 
 import click
-import numpy as np
 
-from dnnlib.cli import FiniteFloat, user_errors, writable_folder
-from inference import cli, images, shapes
-from inference.inversion import InversionOptions, invert, psnr, save_inversion
+from dnnlib import UserError
+from dnnlib.cli import user_errors, writable_folder
+from dnnlib.util import counted
+from inference import cli, inversion_cli, shapes
+from inference.inversion_job import Outputs, invert_to_folder
+from inference.inversion_options import recipe_options
 from inference.perceptual import load_features
-from inference.session import Session
-from inference.targets import load_target
-from inference.video import video_writer
+from inference.targets import load_back, load_target, target_of_arrays
+from preprocessing import PhotoOptions, load_tools, prepare_photo
 from torch_utils import misc
 from training.snapshot import load_network
-
-FRAME_EVERY = {'latents': 4, 'generator': 20}     # steps of each stage that a frame of the video stands for
 
 
 def network_name(network):
@@ -30,66 +28,88 @@ def network_name(network):
     return Path(urllib.parse.urlparse(network).path).stem
 
 
-@contextlib.contextmanager
-def optimisation_video(path, fps, target):
-    """Context giving an observer for `invert` that films the target next to what has become of it; `path` None films nothing."""
-    if path is None:
-        yield None
-        return
-    target = images.to_uint8(target)[0]
-    with video_writer(path, fps) as write:
-        def observe(stage, step, image):
-            if step % FRAME_EVERY[stage] == 0:
-                write(np.concatenate([target, images.to_uint8(image)[0]], axis=1))
-        yield observe
+def photo_targets(path, resolution, tools, options):
+    """Targets of the heads in a photograph, as PhotoOptions choose them."""
+    heads = prepare_photo(path, options, tools)
+    targets = []
+    for head in heads:
+        name = Path(path).stem if len(heads) == 1 else f'{Path(path).stem}_{head.face}'
+        yaw, pitch, roll = head.angles_deg
+        click.echo(f'{path}: {head.status}, yaw {yaw:.0f}, pitch {pitch:.0f}, roll {roll:.0f} degrees ({head.label_source}), '
+                   f'mask: {head.mask_source}; {"; ".join(head.messages)}'.rstrip('; '))
+        image, mask = head.resized(resolution)
+        targets.append(target_of_arrays(image, head.label, name, str(path), mask))
+    return targets
 
 
-@click.command(epilog='Results go to OUTDIR/NETWORK/IDX: projected_w.npz, fintuned_generator.pkl, target.png, pre.png (before '
-                      'the generator was tuned), proj.png (after), proj.mp4, settings.json and, with --shapes, '
-                      "geometry.mrc. A single picture's go to OUTDIR/NETWORK/FILE NAME.")
+def read_pictures(opts, resolution, options):
+    """(heads, errors): lists of Targets, one list a head, and a UserError for each picture that gave none."""
+    if bool(opts['photos']) == (opts['target_img'] is not None):
+        raise UserError('give photographs, or --target_img with cropped pictures, one of the two')
+    masks = opts['target_seg'] if options.weight_mask > 0 else None
+    if opts['target_seg'] is not None and masks is None:
+        click.echo(f'--target_seg {opts["target_seg"]}: masks are not used by --recipe {opts["recipe"]}')
+    if opts['photos']:
+        face = int(opts['face']) if opts['face'].isdecimal() else opts['face']
+        how = PhotoOptions(face, **{name: opts[name] for name in ('route', 'yaw', 'pitch', 'roll')})
+        tools = None if how.route == 'silhouette' else load_tools(opts['weights'])
+        sources = [lambda path=path: photo_targets(path, resolution, tools, how) for path in opts['photos']]
+    else:
+        sources = [lambda i=i: [load_target(opts['target_img'], resolution, i, opts['label_file'], masks)] for i in opts['idx']]
+    targets, errors = [], []
+    for source in sources:
+        try:
+            targets += source()
+        except UserError as error:
+            errors.append(error)
+    heads = [targets] if opts['together'] and targets else [[target] for target in targets]
+    if opts['target_img_back'] is not None:
+        if len(heads) != 1 or opts['recipe'] != 'pso':
+            raise UserError('--target_img_back: goes with --recipe pso and one head at a time')
+        heads[0].append(load_back(opts['target_img_back'], resolution, opts['idx'][0], heads[0][0].label, options.weight_back))
+    return heads, errors
+
+
+@click.command(epilog='Results go to OUTDIR/NETWORK/PHOTO or OUTDIR/NETWORK/IDX: head.safetensors (latents, cameras, changes of the '
+                      'network: give it to --latent), and under the published names projected_w.npz and '
+                      'fintuned_generator.pkl; target.png, pre.png (before the generator was tuned), proj.png (after), proj.mp4, '
+                      'orbit.mp4, settings.json and, with --shapes, geometry.mrc. An interrupted run is taken up by the same '
+                      'command.')
 @cli.network_options(outdir='out')
-@click.option('--target_img', metavar='PATH', required=True,
-              help='Folder or zip of cropped pictures with dataset.json, or one picture.')
-@click.option('--target_seg', metavar='PATH', default=None, help='Taken for the sake of published commands; masks are not used.')
-@click.option('--label', 'label_file', metavar='JSON', default=None,
-              help='Camera of a single picture: 25 numbers, or a dataset.json that names it.  [default: dataset.json beside it]')
-@click.option('--idx', type=click.IntRange(min=0), default=0, show_default=True, help='Number of the picture in name order.')
-@click.option('--num-steps', type=click.IntRange(1, 10 ** 6), default=500, show_default=True, help='Steps looking for latents.')
-@click.option('--num-steps-pti', type=click.IntRange(0, 10 ** 6), default=500, show_default=True,
-              help='Steps tuning the generator; 0 leaves it as it is.')
-@click.option('--keep', type=click.Choice(['best', 'last']), default='best', show_default=True,
-              help='Which of the tuned weights are written: of least loss, or the last, as published.')
-@click.option('--perceptual', metavar='PATH|URL', default=None,
-              help='TorchScript VGG16 that gives LPIPS features, as published.  [default: a built-in structural distance]')
-@click.option('--seed', type=click.IntRange(0, 2 ** 32 - 1), default=666, show_default=True, help='Random seed.')
-@click.option('--save-video', type=bool, default=True, show_default=True, help='Film the optimisation.')
-@click.option('--fps', type=FiniteFloat(min=1, max=240), default=30, show_default=True, help='Frames a second of that film.')
+@inversion_cli.picture_options()
+@inversion_cli.photo_options()
+@inversion_cli.recipe_options()
+@inversion_cli.output_options()
 @cli.shape_options()
 @user_errors
-def main(network, outdir, device, target_img, target_seg, label_file, idx, num_steps, num_steps_pti, keep, perceptual, seed,
-         save_video, fps, with_shapes, shape_formats, shape_res, level, max_mem):
-    """Find the head in a cropped picture, and tune the network until it shows it."""
+def main(network, outdir, device, **opts):
+    """Find the heads in photographs, and tune the network until it shows them."""
     outdir = writable_folder(outdir)
     device = misc.resolve_device(device)
-    generator = load_network(network, 'G_ema', device)
-    target = load_target(target_img, generator.img_resolution, idx, label_file).to(device)
-    features = load_features(perceptual, device)
-    options = InversionOptions(steps_w=num_steps, steps_g=num_steps_pti, keep=keep, seed=seed)
-    folder = writable_folder(outdir / network_name(network) / target.name)
-    if target_seg is not None:
-        click.echo(f'--target_seg {target_seg}: masks are not used')
-    click.echo(f'{target.source} -> {folder} on {device}; perceptual loss: {features.description}')
-
-    with optimisation_video(folder / 'proj.mp4' if save_video else None, fps, target.image) as observe:
-        result = invert(generator, target, features, options, observe, progress=True)
-    settings = {'network': network, 'target': target.source, 'perceptual': features.description, **dataclasses.asdict(options)}
-    save_inversion(folder, generator, result, target, settings)
-    if with_shapes:
-        session = Session(generator, device)
-        shapes.export_shape(session, session.identity(result.ws), folder / 'geometry',
-                            shapes.ShapeOptions(shape_formats, shape_res, level, max_mem), cli.shape_progress)
-    click.echo(f'PSNR {psnr(result.pre, target.image):.2f} dB from the latents alone, '
-               f'{psnr(result.post, target.image):.2f} dB with the generator tuned; written to {folder}')
+    options = recipe_options(opts['recipe'], **{name: opts[name] for name in ('steps_w', 'steps_g', 'refine_camera', 'keep', 'seed')})
+    resolution = load_network(network).img_resolution
+    features = load_features(opts['perceptual'], device)
+    heads, errors = read_pictures(opts, resolution, options)
+    shape = shapes.ShapeOptions(opts['shape_formats'], opts['shape_res'], opts['level'], opts['max_mem'])
+    outputs = Outputs(opts['fps'] if opts['save_video'] else None, opts['orbit_frames'], shape if opts['with_shapes'] else None,
+                      cli.shape_progress, opts['restart'], echo=click.echo)
+    for targets in heads:
+        folder = writable_folder(outdir / network_name(network) / targets[0].name)
+        views = '' if len(targets) == 1 else f' and {counted(len(targets) - 1, "view")} more'
+        click.echo(f'{targets[0].source}{views} -> {folder} on {device}; recipe {opts["recipe"]}; '
+                   f'perceptual loss: {features.description}')
+        try:
+            record = invert_to_folder(network, device, [target.to(device) for target in targets], features, options, folder, outputs,
+                                      {'recipe': opts['recipe']})
+        except UserError as error:
+            errors.append(error)
+            continue
+        click.echo(f'PSNR {record["psnr_pre"][0]:.2f} dB from the latents alone, {record["psnr_post"][0]:.2f} dB with the '
+                   f'generator tuned; written to {folder}')
+    if len(errors) == 1 and not heads:
+        raise errors[0]
+    if errors:
+        raise UserError('\n'.join([f'{counted(len(errors), "picture")} gave no head:', *map(str, errors)]))
 
 
 if __name__ == '__main__':

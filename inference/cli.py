@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from dnnlib import UserError
 from dnnlib.cli import FiniteFloat, SeedRange, trust_pickle_option
-from inference import latents, shapes
+from inference import heads, shapes
 from inference.images import IMAGE_MODES
 
 
@@ -43,7 +43,7 @@ class NameList(click.ParamType):
         return names
 
 
-def _stack(options):
+def stack(options):
     def decorate(command):
         for option in reversed(options):
             command = option(command)
@@ -53,7 +53,7 @@ def _stack(options):
 
 def network_options(outdir):
     """--network, --outdir, --device: which network, where its pictures go, and where it runs."""
-    return _stack([
+    return stack([
         click.option('--network', metavar='PKL|URL|demo', required=True, help='Network file, address, or the one carried along.'),
         click.option('--outdir', metavar='DIR', default=outdir, show_default=True, help='Where the results go.'),
         click.option('--device', default='auto', show_default=True, help='Where the network runs: auto, cpu, cuda or mps.'),
@@ -63,7 +63,7 @@ def network_options(outdir):
 
 def latent_options(seeds):
     """--seeds, --trunc, --trunc-cutoff, --pose_cond, --fov-deg: which heads."""
-    return _stack([
+    return stack([
         click.option('--seeds', type=SeedRange(), default=seeds, show_default=True, help='Seed numbers such as 0-3 or 1,5,9.'),
         click.option('--trunc', 'truncation_psi', type=FiniteFloat(), default=1, show_default=True,
                      help='Truncation psi: 0 is the average head, 1 the full variety.'),
@@ -78,23 +78,24 @@ def latent_options(seeds):
 
 def latent_file_option():
     """--latent: heads from a file instead of from seeds."""
-    return click.option('--latent', metavar='NPZ', default=None,
-                        help='Heads of this projected_w.npz of projector.py instead of --seeds; --trunc does not act on them.')
+    return click.option('--latent', metavar='FILE', default=None,
+                        help='The head.safetensors or projected_w.npz of projector.py instead of --seeds; --trunc does not act on '
+                             'it. The first brings its changes of the network along, --network is the one it was found with.')
 
 
 def read_latent(path):
-    """(name, ws [N, num_ws, w_dim]) of the file given as --latent, or ('seed', None) where none was: heads are numbered, and
-    files called, after that name. Raises UserError if the file is not readable or --seeds is given too."""
+    """(name, Head) of the file given as --latent, or ('seed', None) where none was: heads are numbered, and files called,
+    after that name. Raises UserError if the file is not readable or --seeds is given too."""
     if path is None:
         return 'seed', None
     if click.get_current_context().get_parameter_source('seeds') is not click.core.ParameterSource.DEFAULT:
         raise UserError(f'--latent {path}: its heads come without seeds; leave out --seeds or --latent')
-    return Path(path).stem, latents.load_ws(path)
+    return Path(path).stem, heads.load_head(path)
 
 
 def picture_options():
     """--image_mode, --nrr, --sample_mult: what is rendered, and how finely."""
-    return _stack([
+    return stack([
         click.option('--image_mode', type=click.Choice(IMAGE_MODES), default='image', show_default=True,
                      help='Full picture, its depth, or the picture before super-resolution.'),
         click.option('--nrr', type=click.IntRange(4, 1024), default=None,
@@ -106,7 +107,7 @@ def picture_options():
 
 def shape_options():
     """--shapes and how they are written."""
-    return _stack([
+    return stack([
         click.option('--shapes', 'with_shapes', type=bool, default=False, show_default=True,
                      help='Write the shape of every seed too.'),
         click.option('--shape-format', 'shape_formats', type=NameList(shapes.FORMATS), default='mrc', show_default=True,

@@ -1,73 +1,61 @@
-"""A picture becomes a head: pivotal tuning inversion (2106.05744), losses and schedules as published for PanoHead (2303.13071).
+"""Pictures become a head: pivotal tuning inversion (2106.05744), as published for PanoHead (2303.13071) and PSO-HEAD, and
+with the camera and the latents' distribution taken into account (recipe 'omni' of inference.inversion_options).
 
-Stage 1 looks for the latents of the head, one a layer, from the mean latent on; stage 2 holds them and tunes the
-generator's weights until the picture comes out. The loss of both is
-weight_photometric * mean squared error + weight_perceptual * perceptual distance at the target's camera; stage 1 adds
-weight_prior * mean squared distance from the mean latent.
+Stage 1 looks for the latents of the head; stage 2 holds them and tunes the generator's weights until the pictures come out.
+A head may be given by several pictures: the backbone runs once a step, whatever their number.
 """
 
 import dataclasses
-import json
 import math
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from camera_utils import HEAD_RADIUS
-from dnnlib import UserError
-from inference import images, latents, trajectories
-from inference.perceptual import squared_distance
-from training.snapshot import save_snapshot
+import camera_utils
+from inference import trajectories
+from inference.camera_fit import CAMERA_SCALES, moved_cameras
+from inference.heads import apply_deltas
+from inference.inversion_options import recipe_options
+from inference.inversion_run import Look, Run, StageOptions, copied, optimise
+from inference.latent_space import latent_statistics
+from inference.latents import conditioning
+from inference.perceptual import squared_distances
+from inference.targets import Target
+from torch_utils.ops.resize import resize
+from training.generators.base import GeneratorOutput
 from training.volumetric_rendering.renderer import RenderOptions
 
-STATISTICS_SEED = 123       # of the published statistics, whatever the run's seed
-STATISTICS_BATCH = 1000
-ADAM_BETAS = (0.9, 0.999)
-
-
-@dataclasses.dataclass(frozen=True)
-class InversionOptions:
-    """The published recipe. Times are fractions of stage 1, t = step / steps_w."""
-    steps_w: int = 500                 # of stage 1
-    steps_g: int = 500                 # of stage 2; 0 leaves the generator as it is
-    lr_w: float = 0.1                  # peak
-    lr_g: float = 3e-4                 # constant
-    lr_ramp_up: float = 0.05           # the rate grows linearly until this time
-    lr_ramp_down: float = 0.25         # and falls along a cosine over this time at the end
-    noise_initial: float = 0.05        # of the latents' deviation, exploring
-    noise_end: float = 0.75            # the time from which there is no noise
-    weight_photometric: float = 0.1
-    weight_perceptual: float = 1.0
-    weight_prior: float = 1.0
-    num_statistics: int = 10000        # latents that mean and deviation are taken from
-    near_plane: float = 2.35           # rays of the head networks start here: no floaters close to the camera
-    keep: str = 'best'                 # which weights stage 2 ends with: those of least loss, or the 'last' (published)
-    seed: int = 666
-
-    def __post_init__(self):
-        if self.steps_w < 1 or self.steps_g < 0 or self.num_statistics < 2:
-            raise UserError(f'--num-steps {self.steps_w}, --num-steps-pti {self.steps_g}: stage 1 takes at least 1 step, stage 2 '
-                            f'none or more, the statistics at least 2 latents, got {self.num_statistics}')
-        if self.keep not in ('best', 'last'):
-            raise UserError(f"--keep {self.keep}: choose 'best' or 'last'")
+TRUNCATION = 0.7             # of the heads that stage 1 may start from
+LOSS_FLOOR = 1e-7            # below this a loss is as good as none
+LOCALITY_SWING = 0.3         # radians that the cameras of the other views rise and fall
+UNUSED = ('backbone.mapping.', 't_mapping.')     # parameters that latents at hand do without
 
 
 @dataclasses.dataclass(frozen=True)
 class Inversion:
-    """What came out: the pivot ws [1, num_ws, w_dim], the corrected camera label [1, 25], how it is rendered, the pictures
-    [1, 3, R, R] of the generator before and after stage 2, and the loss of every step of both stages."""
+    """What came out.
+
+    The pivot ws [1, num_ws, w_dim]; the views with their targets and camera labels [V, 25] as they ended, the first one the
+    reference; how they are rendered; the pictures [V, 3, R, R] of the generator before and after stage 2; the loss of every
+    step of both stages; `deltas`: float16 changes of the generator's parameters by name, empty without stage 2.
+    """
     ws: torch.Tensor
-    label: torch.Tensor
+    targets: tuple
+    labels: torch.Tensor
     rendering: RenderOptions
     pre: torch.Tensor
     post: torch.Tensor
     losses_w: list
     losses_g: list
+    deltas: dict
+
+    @property
+    def label(self):
+        """Camera [1, 25] of the first view."""
+        return self.labels[:1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Schedules and statistics.
+# Schedules, cameras, losses.
 
 def learning_rate(t, options):
     """Rate of stage 1 at time t in [0, 1]."""
@@ -80,24 +68,17 @@ def noise_factor(t, options):
     return options.noise_initial * max(0, 1 - t / options.noise_end) ** 2
 
 
-@torch.no_grad()
-def latent_statistics(generator, num, device):
-    """(w_avg [1, 1, w_dim], w_std, z_avg [1, z_dim]) over `num` latents conditioned on the camera before the face.
-    w_std is the root mean square length of w - w_avg, a float."""
-    z = np.random.RandomState(STATISTICS_SEED).randn(num, generator.z_dim).astype(np.float32)
-    z = torch.from_numpy(z).to(device)
-    front = trajectories.turned(generator.camera, 0, pivot=trajectories.ORIGIN).to(device)
-    c = latents.conditioning(generator, front)
-    w = torch.cat([generator.mapping(rows, c.expand(len(rows), -1))[:, 0] for rows in z.split(STATISTICS_BATCH)])   # [num, w_dim]
-    w_avg = w.mean(dim=0, keepdim=True)
-    w_std = (w - w_avg).square().sum(dim=1).mean().sqrt().item()
-    return w_avg[:, None], w_std, z.mean(dim=0, keepdim=True)
+def tuning_rate(t, options):
+    """Rate of stage 2 at time t in [0, 1]."""
+    if options.lr_g_ramp_down == 0:
+        return options.lr_g
+    return options.lr_g * (0.5 - 0.5 * math.cos(math.pi * min(1, (1 - t) / options.lr_g_ramp_down)))
 
 
 @torch.no_grad()
-def corrected_label(generator, z_avg, label):
+def corrected_label(generator, z_mean, label):
     """The label [1, 25] with its camera moved by the generator's learned translation for the mean z [1, z_dim]."""
-    offset = generator.camera_offset(z_avg, latents.conditioning(generator, label))
+    offset = generator.camera_offset(z_mean, conditioning(generator, label))
     return label if offset is None else generator.move_camera(label, offset)
 
 
@@ -105,141 +86,55 @@ def inversion_rendering(generator, options):
     """RenderOptions of the generator with the near plane of `options` where its cameras are the published heads' and its
     rays start before that."""
     rendering = generator.rendering
-    moved = (generator.camera.radius == HEAD_RADIUS and rendering.ray_start != 'auto'
+    moved = (generator.camera.radius == camera_utils.HEAD_RADIUS and rendering.ray_start != 'auto'
              and rendering.ray_start < options.near_plane < rendering.ray_end)
     return dataclasses.replace(rendering, ray_start=options.near_plane) if moved else rendering
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The two stages.
+def render_views(generator, ws, labels, rendering):
+    """GeneratorOutput of one head ws [1, num_ws, w_dim] from labels [V, 25]; its field and background are made once."""
+    field, num = generator.build_field(ws), len(labels)
+    if num == 1:
+        return generator.render(field, ws, labels, options=rendering)
+    if hasattr(field, 'expand'):
+        return generator.render(field.expand(num), ws.expand(num, -1, -1), labels, options=rendering, ws_bcg=ws)
+    views = [generator.render(field, ws, label, options=rendering) for label in labels.split(1)]
+    return GeneratorOutput(*(torch.cat([view[name] for view in views])
+                             for name in ('image', 'image_raw', 'image_depth', 'image_mask')))
 
-class PictureLoss:
-    """Distance of images [1, 3, R, R] in [-1, 1] from the target, weighed as `options` say."""
 
-    def __init__(self, target, features, options):
-        self._target, self._encode, self._options = target, features.encode, options
+class ViewsLoss:
+    """Distance of a GeneratorOutput of V views from their targets, weighed as `options` and the targets say."""
+
+    def __init__(self, targets, features, options):
+        self.images = torch.cat([target.image for target in targets])                              # [V, 3, R, R]
+        self._encode, self._options = features.encode, options
+        self._weights = self.images.new_tensor([target.weight for target in targets])
+        self._masks = torch.stack([torch.ones_like(t.image[0, :1]) if t.mask is None else t.mask[0] for t in targets])
+        self._has_mask = self.images.new_tensor([float(t.mask is not None) for t in targets])
         with torch.no_grad():
-            self._features = features.encode(target)
+            self._features = features.encode(self.images)
 
-    def __call__(self, image):
-        photometric = (image - self._target).square().mean()
-        perceptual = squared_distance(self._encode(image), self._features)
-        return self._options.weight_photometric * photometric + self._options.weight_perceptual * perceptual
+    def of_views(self, out):
+        """Distances [V], without the views' weights."""
+        options, image = self._options, out.image
+        if options.background < 1:       # what lies outside of a mask is drawn towards the target, and so counts for less
+            inside = self._masks + (1 - self._masks) * options.background
+            image = self.images + inside * (image - self.images)
+        loss = (options.weight_photometric * (image - self.images).square().mean(dim=(1, 2, 3))
+                + options.weight_perceptual * squared_distances(self._encode(image), self._features))
+        if options.weight_mask > 0 and self._has_mask.any():
+            mask = resize(self._masks, out.image_mask.shape[-1])
+            loss = loss + options.weight_mask * self._has_mask * (out.image_mask - mask).square().mean(dim=(1, 2, 3))
+        return loss
 
+    def __call__(self, out):
+        return (self._weights * self.of_views(out)).sum()
 
-class _Steps:
-    """Counts the steps of one stage: its bar, its losses, and word to the observer."""
+    def close(self, out, decibels):
+        """Whether all pictures are that close to their targets."""
+        return decibels > 0 and all(psnr(image, target) >= decibels for image, target in zip(out.image.detach(), self.images))
 
-    def __init__(self, stage, num, observe, progress):
-        self.losses = []
-        self._stage, self._observe = stage, observe
-        self._bar = tqdm(range(num), desc=stage, unit='step', disable=not progress)
-
-    def __iter__(self):
-        return iter(self._bar)
-
-    def note(self, step, loss, image):
-        """Record a step. Raises UserError if its loss is not finite."""
-        value = loss.item()
-        if not math.isfinite(value):
-            raise UserError(f'stage "{self._stage}": the loss is {value} at step {step}; the network renders no finite picture '
-                            "at the target's camera: check the label, or choose another --network")
-        self.losses.append(value)
-        self._bar.set_postfix(loss=f'{value:.4f}', refresh=False)
-        if self._observe is not None:
-            self._observe(self._stage, step, image.detach())
-        return value
-
-
-def optimize_latents(render, loss_of, w_avg, w_std, num_ws, options, observe=None, progress=False):
-    """(ws [1, num_ws, w_dim], losses): stage 1. `render`: ws -> image; `w_avg` [1, 1, w_dim] and `w_std` of
-    latent_statistics."""
-    ws = w_avg.repeat(1, num_ws, 1).requires_grad_(True)
-    adam = torch.optim.Adam([ws], lr=options.lr_w, betas=ADAM_BETAS)
-    random = torch.Generator().manual_seed(options.seed)                       # of the CPU: the same noise on every device
-    steps = _Steps('latents', options.steps_w, observe, progress)
-    for step in steps:
-        t = step / options.steps_w
-        for group in adam.param_groups:
-            group['lr'] = learning_rate(t, options)
-        noise = torch.randn(ws.shape, generator=random).to(ws.device) * (w_std * noise_factor(t, options))
-        image = render(ws + noise)
-        loss = loss_of(image) + options.weight_prior * (ws - w_avg).square().mean()
-        steps.note(step, loss, image)
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        adam.step()
-    return ws.detach(), steps.losses
-
-
-def tune_generator(generator, render, loss_of, options, observe=None, progress=False):
-    """Losses of stage 2, which changes the generator's parameters in place; `render`: () -> image. The last of the losses
-    is that of the weights the last step leaves. Besides the generator one copy of its parameters is held, the best so far."""
-    parameters = list(generator.parameters())
-    best_loss, best = math.inf, None
-    steps = _Steps('generator', options.steps_g, observe, progress)
-    generator.requires_grad_(True)
-    adam = torch.optim.Adam(parameters, lr=options.lr_g, betas=ADAM_BETAS)
-    try:
-        for step in steps:
-            image = render()
-            loss = loss_of(image)
-            value = steps.note(step, loss, image)
-            if options.keep == 'best' and value < best_loss:
-                best_loss, best = value, _copied(parameters, best)
-            adam.zero_grad(set_to_none=True)
-            loss.backward()
-            adam.step()
-    finally:
-        adam.zero_grad(set_to_none=True)
-        generator.requires_grad_(False)
-    with torch.no_grad():
-        image = render()
-        last = steps.note(options.steps_g, loss_of(image), image)
-        if best is not None and best_loss < last:
-            _copied(best, parameters)
-    return steps.losses
-
-
-@torch.no_grad()
-def _copied(source, destination):
-    """`destination` with the values of the tensors of `source`; new tensors where it is None."""
-    if destination is None:
-        return [tensor.detach().clone() for tensor in source]
-    for to, tensor in zip(destination, source, strict=True):
-        to.copy_(tensor)
-    return destination
-
-
-def invert(generator, target, features, options, observe=None, progress=False):
-    """The Inversion of a Target (see inference.targets) on the generator's device.
-
-    The generator's parameters are TUNED IN PLACE: no second one is kept. `features`: see inference.perceptual.
-    `observe(stage, step, image)` is told every step's picture; `progress` shows bars. On the CPU the same seed gives
-    the same bits. Raises UserError if a picture is not finite.
-    """
-    generator.requires_grad_(False)
-    w_avg, w_std, z_avg = latent_statistics(generator, options.num_statistics, target.label.device)
-    label = corrected_label(generator, z_avg, target.label)
-    rendering = inversion_rendering(generator, options)
-    loss_of = PictureLoss(target.image, features, options)
-
-    def render(ws):
-        return generator.synthesis(ws, label, options=rendering).image
-
-    ws, losses_w = optimize_latents(render, loss_of, w_avg, w_std, generator.num_ws, options, observe, progress)
-    with torch.no_grad():
-        pre = post = render(ws)
-    losses_g = []
-    if options.steps_g > 0:
-        losses_g = tune_generator(generator, lambda: render(ws), loss_of, options, observe, progress)
-        with torch.no_grad():
-            post = render(ws)
-    return Inversion(ws, label, rendering, pre, post, losses_w, losses_g)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Results.
 
 def psnr(image, target):
     """Peak signal to noise ratio in dB of images in [-1, 1], clamped to that range; equal ones have 106."""
@@ -247,22 +142,243 @@ def psnr(image, target):
     return 10 * math.log10(4 / max(error, 1e-10))
 
 
-def save_inversion(folder, generator, inversion, target, settings):
-    """Write into the folder, under the names the family's readers look for: projected_w.npz (`w`, and the corrected camera
-    `c`), fintuned_generator.pkl (spelt as published), target.png, proj.png, and pre.png from before stage 2; settings.json
-    holds `settings` (JSON values), losses and PSNR.
+# ---------------------------------------------------------------------------------------------------------------------
+# Stage 1.
 
-    The network in the file renders as the inversion did: its near plane is `inversion.rendering`'s.
-    Raises UserError if a file cannot be written.
+def optimize_layers(render, loss_of, statistics, num_ws, options, run):
+    """(ws [1, num_ws, w_dim], losses): stage 1 as published, every layer free. `render`: ws -> GeneratorOutput."""
+    ws = statistics.mean.repeat(1, num_ws, 1).requires_grad_(True)
+    adam = torch.optim.Adam([ws], lr=options.lr_w, betas=(0.9, options.adam_beta2))
+    random = torch.Generator().manual_seed(options.seed)                       # of the CPU: the same noise on every device
+
+    def evaluate(step):
+        t = step / options.steps_w
+        for group in adam.param_groups:
+            group['lr'] = learning_rate(t, options)
+        noise = torch.randn(ws.shape, generator=random).to(ws.device) * (statistics.std * noise_factor(t, options))
+        out = render(ws + noise)
+        loss = loss_of(out) + options.weight_prior * (ws - statistics.mean).square().mean()
+        return Look(loss, loss, out.image[:1])
+
+    stage = StageOptions('latents', options.steps_w, patience=options.patience, last_look=False)
+    losses = optimise(stage, [ws], adam, evaluate, run, random)
+    return ws.detach(), losses
+
+
+@torch.no_grad()
+def best_candidate(render, loss_of, statistics, num_ws, labels, options):
+    """Latent [w_dim]: of the mean head and `options.candidates` sampled ones the one closest to the pictures."""
+    mean = statistics.mean[0, 0]
+    samples = mean + TRUNCATION * (statistics.samples[:options.candidates] - mean)
+    candidates = [mean, *samples]
+    losses = [loss_of(render(w.expand(1, num_ws, -1), labels)).item() for w in candidates]
+    return candidates[min(range(len(losses)), key=losses.__getitem__)]
+
+
+def optimize_whitened(render, loss_of, statistics, num_ws, labels, movable, options, run, stage='latents'):
+    """(ws [1, num_ws, w_dim], labels [V, 25], losses): stage 1 in whitened coordinates. `render`: (ws, labels) ->
+    GeneratorOutput; `movable` [V]: 1 for the cameras that may move.
+
+    The objective is log(loss) + priors: the negative log posterior under noise of unknown strength, so that the priors hold
+    a photograph that the generator cannot show, and leave alone a head that it can.
     """
-    for name, image in (('target', target.image), ('pre', inversion.pre), ('proj', inversion.post)):
-        images.save_png(folder / f'{name}.png', images.to_uint8(image)[0])
-    record = {**settings, 'psnr_pre': psnr(inversion.pre, target.image), 'psnr_post': psnr(inversion.post, target.image),
-              'losses_w': inversion.losses_w, 'losses_g': inversion.losses_g}
+    start = best_candidate(render, loss_of, statistics, num_ws, labels, options)
+    latent = statistics.whiten(start)[None, None].requires_grad_(True)                              # [1, 1, K]
+    layers = torch.zeros(1, num_ws, latent.shape[-1], device=start.device, requires_grad=True)
+    moves = torch.zeros(len(labels), 6, device=start.device, requires_grad=True)
+    units = moves.new_tensor(CAMERA_SCALES)
+    variables = [latent, layers, moves] if options.refine_camera else [latent, layers]
+    rates = (1.0, 0.25, options.lr_camera / options.lr_w)
+    adam = torch.optim.Adam([{'params': [v]} for v in variables], lr=options.lr_w, betas=(0.9, options.adam_beta2))
+
+    def placed(parted):
+        ws = statistics.unwhiten(latent + layers if parted else latent.expand(-1, num_ws, -1))
+        return ws, moved_cameras(labels, moves * movable[:, None]) if options.refine_camera else labels
+
+    def evaluate(step):
+        t = step / options.steps_w
+        for group, rate in zip(adam.param_groups, rates):
+            group['lr'] = rate * learning_rate(t, options)
+        parted = t >= options.layers_from
+        out = render(*placed(parted))
+        loss = loss_of(out)
+        prior = options.weight_prior * latent.square().mean() + options.weight_camera * (moves / units).square().mean()
+        if parted:
+            prior = prior + options.weight_layers * layers.square().mean()
+        return Look((loss + LOSS_FLOOR).log() + prior, loss, out.image[:1])
+
+    losses = optimise(StageOptions(stage, options.steps_w, 'best', options.patience), variables, adam, evaluate, run)
+    with torch.no_grad():
+        return *placed(True), losses
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stage 2.
+
+class Locality:
+    """Keeps a generator that is tuned to some views as it was from elsewhere: pictures of the pivot `ws` from `num` cameras
+    all round are made beforehand, and one of them is compared at every step. The farther a camera is from the views, the
+    more it counts (PTI's locality regularisation, equation 4 there, over cameras in the place of latents)."""
+
+    def __init__(self, render, generator, labels, features, options):
+        num = options.num_locality
+        random = torch.Generator().manual_seed(options.seed)
+        yaw = 360 * torch.arange(num) / num
+        rise = LOCALITY_SWING * (2 * torch.rand(num, generator=random) - 1)
+        cameras = trajectories.turned(generator.camera, yaw, math.pi / 2 + rise, trajectories.ORIGIN)
+        order = torch.randperm(num, generator=random)
+        self._labels = cameras[order].to(labels.device)
+        self._targets = []
+        for label in self._labels.split(1):
+            with torch.no_grad():
+                image = render(label).image
+            directions = torch.nn.functional.normalize(torch.cat([label, labels])[:, [3, 7, 11]])
+            nearest = (directions[1:] @ directions[0]).amax().item()
+            self._targets.append(Target(image, label, '', '', weight=(1 - nearest) / 2))
+        self._features, self._options = features, dataclasses.replace(options, weight_mask=0.0)
+
+    def camera(self, step):
+        """Label [1, 25] of the camera of a step."""
+        return self._labels[step % len(self._labels)][None]
+
+    def __call__(self, out, step):
+        return ViewsLoss([self._targets[step % len(self._targets)]], self._features, self._options)(out)
+
+
+def _row(out, start, stop):
+    """GeneratorOutput of the views from `start` to `stop`."""
+    return GeneratorOutput(*(getattr(out, name)[start:stop] for name in ('image', 'image_raw', 'image_depth', 'image_mask')))
+
+
+def tune_generator(generator, render, loss_of, options, run, labels=None, locality=None):
+    """(losses, deltas): stage 2, which changes the generator's parameters in place; `render`: labels -> GeneratorOutput.
+
+    Besides the generator its parameters as they were and the best so far are held. `deltas`, by name, are float16, and the
+    parameters end as what they were plus these, to the bit.
+    """
+    named = {name: p for name, p in generator.named_parameters() if not name.startswith(UNUSED)}
+    base = copied(named.values(), None)
+    size = sum(b.square().sum() for b in base)
+    generator.requires_grad_(True)
+    adam = torch.optim.Adam(named.values(), lr=options.lr_g, betas=(0.9, options.adam_beta2))
+    num = None if labels is None else len(labels)
+
+    def evaluate(step):
+        for group in adam.param_groups:
+            group['lr'] = tuning_rate(step / options.steps_g, options)
+        cameras = labels if locality is None else torch.cat([labels, locality.camera(step)])
+        out = render(cameras)
+        views = out if locality is None else _row(out, 0, num)
+        objective = loss = loss_of(views)
+        if locality is not None:
+            objective = objective + options.weight_locality * locality(_row(out, num, None), step)
+        if options.weight_drift > 0:
+            drift = sum((p - b).square().sum() for p, b in zip(named.values(), base)) / size
+            objective = objective + options.weight_drift * drift
+        return Look(objective, loss, views.image[:1], loss_of.close(views, options.enough_psnr))
+
     try:
-        np.savez(folder / 'projected_w.npz', w=inversion.ws.cpu().numpy(), c=inversion.label.cpu().numpy())
-        (folder / 'settings.json').write_text(json.dumps(record), encoding='utf-8')
-    except OSError as error:
-        raise UserError(f'cannot write to {folder}: {error}; free some space or choose another --outdir') from error
-    rendering = {**(generator.init_kwargs['rendering'] or {}), 'ray_start': inversion.rendering.ray_start}
-    save_snapshot(folder / 'fintuned_generator.pkl', {'G_ema': generator}, overrides={'G_ema': {'rendering': rendering}})
+        losses = optimise(StageOptions('generator', options.steps_g, options.keep, options.patience), list(named.values()), adam,
+                          evaluate, run)
+    finally:
+        adam.zero_grad(set_to_none=True)
+        generator.requires_grad_(False)
+    deltas = {name: (p - b).half() for (name, p), b in zip(named.items(), base, strict=True) if not torch.equal(p, b)}
+    with torch.no_grad():
+        for (name, p), b in zip(named.items(), base, strict=True):
+            if name in deltas:
+                p.copy_(b + deltas[name])
+    return losses, deltas
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole.
+
+def generated_back(generator, target, label, statistics, features, options, run):
+    """Image [1, 3, R, R] and label [1, 25] of the head from behind: the most likely head for the picture, of one latent and
+    from the camera given, is looked for, and the untuned generator shows it from the other side."""
+    search = recipe_options('omni', steps_w=options.steps_w, refine_camera=False, layers_from=1.0, near_plane=options.near_plane,
+                            seed=options.seed)
+    rendering = inversion_rendering(generator, search)
+
+    def render(ws, labels):
+        return render_views(generator, ws, labels, rendering)
+
+    ws, _, _ = optimize_whitened(render, ViewsLoss([target], features, search), statistics, generator.num_ws, label,
+                                 label.new_zeros(1), search, run, 'back')
+    back = camera_utils.half_turn_label(target.label)
+    with torch.no_grad():
+        return {'image': render(ws, back).image.clamp(-1, 1), 'label': back}
+
+
+def _stage(run, name, num_steps, compute):
+    """What compute() gives, a dict, unless an earlier run has finished that stage."""
+    result = run.journal.finished(name)
+    if result is not None:
+        run.begin(name, num_steps)
+        return result
+    return run.journal.finish(name, compute())
+
+
+def invert(generator, targets, features, options, observe=None, progress=False, journal=None):
+    """The Inversion of one or several Targets (see inference.targets) of one head, on the generator's device.
+
+    The generator's parameters are TUNED IN PLACE: no second one is kept. `features`: see inference.perceptual.
+    `observe(stage, step, image)` is told every step's picture; `progress` shows a bar with the time left; `journal`:
+    where an interrupted inversion goes on from. On the CPU the same seed gives the same bits. Raises UserError if a picture
+    is not finite.
+    """
+    targets = [targets] if isinstance(targets, Target) else list(targets)
+    device = targets[0].label.device
+    generator.requires_grad_(False)
+    statistics = latent_statistics(generator, options.num_statistics, device, options.statistics_views)
+    labels = torch.cat([corrected_label(generator, statistics.z_mean, t.label) if t.correct_camera else t.label for t in targets])
+    rendering = inversion_rendering(generator, options)
+    want_back = options.back == 'generated' and len(targets) == 1
+    run = Run.over(options.steps_w * (2 if want_back else 1) + options.steps_g, journal, observe, progress)
+
+    def render(ws, labels):
+        return render_views(generator, ws, labels, rendering)
+
+    with run.journal.interruptible():
+        if want_back:
+            back = _stage(run, 'back', options.steps_w, lambda: generated_back(generator, targets[0], labels, statistics,
+                                                                              features, options, run))
+            targets.append(Target(back['image'], back['label'], targets[0].name, 'generated', weight=options.weight_back,
+                                  correct_camera=False).to(device))
+            labels = torch.cat([labels, targets[1].label])
+        loss_of = ViewsLoss(targets, features, options)
+        movable = labels.new_tensor([float(target.correct_camera) for target in targets])
+
+        def find_latents():
+            if options.space == 'whitened':
+                return dict(zip(('ws', 'labels', 'losses'), optimize_whitened(
+                    render, loss_of, statistics, generator.num_ws, labels, movable, options, run)))
+            ws, losses = optimize_layers(lambda ws: render(ws, labels), loss_of, statistics, generator.num_ws, options, run)
+            return {'ws': ws, 'labels': labels, 'losses': losses}
+        found = _stage(run, 'latents', options.steps_w, find_latents)
+        ws, labels = found['ws'].to(device), found['labels'].to(device)
+        with torch.no_grad():
+            pre = post = render(ws, labels).image
+        tuned = {'losses': [], 'deltas': {}}
+        if options.steps_g > 0:
+            tuned = _tuned(generator, lambda labels: render(ws, labels), loss_of, features, labels, options, run)
+            with torch.no_grad():
+                post = render(ws, labels).image
+    if run.bar is not None:
+        run.bar.close()
+    return Inversion(ws, tuple(targets), labels, rendering, pre, post, found['losses'], tuned['losses'], tuned['deltas'])
+
+
+def _tuned(generator, render, loss_of, features, labels, options, run):
+    """Losses and deltas of stage 2, by this run or an earlier one; the generator is changed either way."""
+    done = run.journal.finished('generator') is not None
+
+    def tune():
+        locality = Locality(render, generator, labels, features, options) if options.weight_locality > 0 else None
+        losses, deltas = tune_generator(generator, render, loss_of, options, run, labels, locality)
+        return {'losses': losses, 'deltas': deltas}
+    result = _stage(run, 'generator', options.steps_g, tune)
+    if done:
+        apply_deltas(generator, result['deltas'])
+    return result

@@ -21,10 +21,10 @@ def seeds_to_z(seeds, z_dim):
 
 
 def conditioning(generator, label):
-    """What the mapping network is conditioned on [1, c_dim]: the camera `label` [1, 25], or nothing [1, 0] for a
+    """What the mapping network is conditioned on [N, c_dim]: the cameras `label` [N, 25], or nothing [N, 0] for a
     generator that takes no labels."""
     if generator.c_dim == 0:
-        return torch.zeros([1, 0], device=label.device)
+        return torch.zeros([len(label), 0], device=label.device)
     return label
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import dnnlib
+from dnnlib.util import cache_folder
 
 LARGEST_INPUT = 256        # pictures beyond this size are reduced first, as published
 SMALLEST_BAND = 8          # pixels on a side of the pyramid's coarsest band
@@ -83,11 +84,21 @@ class VGGFeatures:
         return self._network((_reduced(images) + 1) * 127.5, resize_images=False, return_lpips=True).flatten(1)
 
 
-def load_features(path=None, device='cpu'):
-    """VGGFeatures of a file or address, or StructuralFeatures where none is given."""
-    return StructuralFeatures() if path is None else VGGFeatures(path, device)
+def load_features(path='auto', device='cpu'):
+    """VGGFeatures of a file or address; for 'auto' those of vgg16.pt in the folder `features` of the cache, where the metrics
+    look for it too, or StructuralFeatures if it is not there."""
+    if path == 'auto':
+        path = cache_folder() / 'features' / 'vgg16.pt'
+        if not path.is_file():
+            return StructuralFeatures()
+    return VGGFeatures(path, device)
+
+
+def squared_distances(a, b):
+    """Squared distances [N] of features a and b [N, F]."""
+    return (a - b).square().sum(dim=1)
 
 
 def squared_distance(a, b):
     """Squared distance, a scalar, of features a and b [N, F], averaged over N."""
-    return (a - b).square().sum(dim=1).mean()
+    return squared_distances(a, b).mean()

@@ -5,20 +5,22 @@ camera that moves round a head costs rendering alone.
 """
 
 import dataclasses
+from typing import Optional
 
 import torch
 
-from dnnlib import UserError
 from inference import latents, trajectories
 from torch_utils import misc
+from training.networks.precision import set_precision
 from training.snapshot import load_network
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """One head: its latents ws [1, num_ws, w_dim] and the field built from them."""
+    """One head: its latents ws [1, num_ws, w_dim], and of them the field and the background's features, if there are any."""
     ws: torch.Tensor
     field: object
+    background: Optional[torch.Tensor] = None
 
 
 class Session:
@@ -39,11 +41,14 @@ class Session:
             depth_resolution_importance=round(rendering.depth_resolution_importance * sample_mult))
 
     @classmethod
-    def open(cls, network, device='auto', resolution=None, sample_mult=1):
-        """The session of a network file, address or 'demo' on `device` ('auto', 'cpu', 'cuda', 'mps').
-        Raises UserError if the file is no network or the device is not there."""
+    def open(cls, network, device='auto', resolution=None, sample_mult=1, precision='auto'):
+        """The session of a network file, address or 'demo' on `device` ('auto', 'cpu', 'cuda', 'mps'), computed in a precision
+        of training.networks.precision. Raises UserError if the file is no network or the device or precision is not there."""
         device = misc.resolve_device(device)
-        return cls(load_network(network, 'G_ema', device), device, resolution, sample_mult)
+        generator = load_network(network, 'G_ema', device)
+        set_precision(generator, precision, device)
+        misc.reuse_freed_memory()
+        return cls(generator, device, resolution, sample_mult)
 
     def camera(self, fov_deg=None):
         """The CameraPrior the generator was trained with, at the angle of view `fov_deg` if that is given."""
@@ -68,26 +73,24 @@ class Session:
         return torch.cat([mapping(row[None], c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
                           for row in z])
 
-    def given_ws(self, ws):
-        """Latents ws [N, num_ws, w_dim] from a file, on the session's device. Raises UserError if they are not this
-        network's."""
-        wanted = self.generator.num_ws, self.generator.w_dim
-        if ws.shape[1:] != wanted:
-            raise UserError(f'--latent: its heads have {ws.shape[1]} layers of {ws.shape[2]} numbers, those of --network '
-                            f'{wanted[0]} of {wanted[1]}; use the network they were found with')
-        return ws.to(self.device)
+    def given_ws(self, head):
+        """Latents ws [N, num_ws, w_dim] of a Head from a file (see inference.heads), on the session's device. What the head
+        changes in the network is changed. Raises UserError if the head is another network's."""
+        rendering = head.use_on(self.generator)
+        self.options = dataclasses.replace(self.options, ray_start=rendering.ray_start)
+        return head.ws.to(self.device)
 
     @torch.inference_mode()
     def identity(self, ws):
         """The Identity of latents ws [1, num_ws, w_dim]: the one place where a field is built."""
-        return Identity(ws, self.generator.build_field(ws))
+        return Identity(ws, self.generator.build_field(ws), self.generator.background(ws))
 
     @torch.inference_mode()
     def view(self, identity, label):
         """GeneratorOutput of `identity` from one camera `label` [1, 25]. The learned camera translation belongs to
         training's cameras and is not applied."""
         return self.generator.render(identity.field, identity.ws, label.to(self.device), resolution=self.resolution,
-                                     options=self.options)
+                                     options=self.options, background=identity.background)
 
     def film(self, ws, labels):
         """Yield a GeneratorOutput for every frame: latents ws [F, num_ws, w_dim] seen from labels [F, 25].

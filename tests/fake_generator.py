@@ -66,7 +66,10 @@ class FakeGenerator(nn.Module):
         center = torch.tensor(CENTER) + 0.02 * ws[:, :1, :3].tanh()
         return EllipsoidField(center, ws[:, -1:, 3:4].tanh())
 
-    def render(self, field, ws, c, resolution=None, options=None, ws_bcg=None):
+    def background(self, ws, noise_mode='const'):
+        return None
+
+    def render(self, field, ws, c, resolution=None, options=None, ws_bcg=None, background=None):
         self.counts['render'] += 1
         self.options_seen.append(options)
         self.labels_seen.append(c)

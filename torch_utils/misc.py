@@ -1,5 +1,7 @@
 """Small things several parts of the project need of modules and devices."""
 
+import contextlib
+import ctypes
 import functools
 import hashlib
 from pathlib import Path
@@ -52,9 +54,29 @@ def half_dtype(device):
     return torch.bfloat16 if device.type == 'cpu' and cpu_multiplies_bfloat16() else torch.float32
 
 
-def to_working_format(x, use_half):
-    """x [N, C, H, W] in the type a block works in: half_dtype and channels last where `use_half`, else float32."""
-    dtype = half_dtype(x.device) if use_half else torch.float32
+@functools.lru_cache(maxsize=1)
+def reuse_freed_memory():
+    """Let the C library keep the memory that tensors free, for the next ones, instead of giving each back to the system and
+    having new pages cleared: a fifth of the time of a large image on processors. Does nothing but where that library is glibc."""
+    trim_threshold, mmap_threshold = -1, -3   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version   # other libraries have no such name, and other numbers
+        for option in (trim_threshold, mmap_threshold):
+            library.mallopt(option, 2 ** 31 - 1)
+
+
+def working_dtype(block, device, force_fp32=False):
+    """The type a network's block computes in: its compute_dtype where one was set, else half_dtype if it has use_fp16."""
+    if force_fp32:
+        return torch.float32
+    if block.compute_dtype is not None:
+        return block.compute_dtype
+    return half_dtype(device) if block.use_fp16 else torch.float32
+
+
+def to_working_format(x, dtype):
+    """x [N, C, H, W] in the type a block works in, channels last where that is one of 16 bits."""
     return x.float() if dtype == torch.float32 else x.to(dtype, memory_format=torch.channels_last)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torch_utils import streams
-from torch_utils.misc import deviation_within_groups, grouped, to_working_format
+from torch_utils.misc import deviation_within_groups, grouped, to_working_format, working_dtype
 from torch_utils.ops.resize import resize
 from torch_utils.persistence import persistent_class
 from training.networks.layers import Conv2dLayer, FullyConnectedLayer, MappingNetwork, register_resample_filter
@@ -22,6 +22,8 @@ INPUT_CHANNELS = {'image': 3, 'image_raw': 3, 'image_mask': 1}
 
 class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution. (x [N, I, H, W] or None, img for the first block) -> [N, O, H/2, W/2]."""
+
+    compute_dtype = None   # set by training.networks.precision: the type whatever use_fp16 says
 
     def __init__(self, in_channels, mid_channels, out_channels, img_channels, use_fp16=False, conv_clamp=256, trainable=None):
         super().__init__()
@@ -39,7 +41,7 @@ class DiscriminatorBlock(nn.Module):
         self.skip = layer(mid_channels, out_channels, 1, bias=False, down=2)
 
     def forward(self, x, img=None, force_fp32=False):
-        x = to_working_format(img if x is None else x, self.use_fp16 and not force_fp32)
+        x = to_working_format(img if x is None else x, working_dtype(self, self.resample_filter.device, force_fp32))
         if self.fromrgb is not None:
             x = self.fromrgb(x)
         y = self.skip(x, gain=math.sqrt(0.5))

@@ -107,19 +107,23 @@ class Generator(nn.Module):
         keeps the field."""
         raise TypeError(f'{type(self).__name__} does not define build_field')
 
-    def background(self, ws, size, noise_mode='const'):
-        """Background features [N, C, size, size] of latents ws [N, num_ws, w_dim]."""
+    def background(self, ws, noise_mode='const'):
+        """Background features [N, C, S, S] of latents ws [N, num_ws, w_dim] at the size the super-resolution takes, None for
+        networks without a background. No camera matters: who moves one keeps them."""
+        if self.bcg_synthesis is None:
+            return None
         num = self.bcg_synthesis.num_ws
         if ws.shape[1] < num:
             ws = torch.cat([ws, ws[:, -1:].expand(-1, num - ws.shape[1], -1)], dim=1)
-        return resize(self.bcg_synthesis(ws[:, :num], noise_mode=noise_mode), size)
+        return self.bcg_synthesis(ws[:, :num], noise_mode=noise_mode)
 
-    def render(self, field, ws, c, resolution=None, options=None, ws_bcg=None, noise_mode='const', noise=None):
+    def render(self, field, ws, c, resolution=None, options=None, ws_bcg=None, noise_mode='const', noise=None, background=None):
         """Images of `field` seen from labels c [N, 25].
 
         ws [N, num_ws, w_dim]: the field's latents, for super-resolution; resolution R of the rendered features, None
         for the network's own; options: RenderOptions, None for the network's own; ws_bcg: latents of the background,
-        None for ws; noise: RenderNoise, None draws what the options ask for. Returns GeneratorOutput.
+        None for ws; noise: RenderNoise, None draws what the options ask for; background: what `background` gave for these
+        latents, None to paint it now. Returns GeneratorOutput.
         """
         size = self.neural_rendering_resolution if resolution is None else resolution
         options = self.rendering if options is None else options
@@ -134,8 +138,9 @@ class Generator(nn.Module):
         if self.feature_range == 'unit':
             feature_image = feature_image * 2 - 1
         if self.bcg_synthesis is not None:
-            background = self.background(ws if ws_bcg is None else ws_bcg, size, noise_mode)
-            feature_image = feature_image + (1 - weight_image) * background
+            if background is None:
+                background = self.background(ws if ws_bcg is None else ws_bcg, noise_mode)
+            feature_image = feature_image + (1 - weight_image) * resize(background, size)
         raw = feature_image[:, :3] if self.torgb is None else self.torgb(feature_image, ws[:, -1])
         image = self.superresolution(raw, feature_image, ws)
         mask = weight_image * (1 + 2 * 0.001) - 0.001

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from torch_utils import streams
-from torch_utils.misc import to_working_format
+from torch_utils.misc import to_working_format, working_dtype
 from torch_utils.ops.bias_act import ACTIVATIONS
 from torch_utils.ops.conv2d_resample import modulated_layer
 from torch_utils.ops.upfirdn2d import upsample_add
@@ -83,6 +83,8 @@ class SynthesisBlock(nn.Module):
     in 16 bits where the device gains by it, clamped at `conv_clamp`.
     """
 
+    compute_dtype = None   # set by training.networks.precision: the type whatever use_fp16 says
+
     def __init__(self, in_channels, out_channels, w_dim, resolution, img_channels, up=2, use_fp16=False, conv_clamp=256):
         super().__init__()
         self.in_channels, self.resolution, self.img_channels, self.up = in_channels, resolution, img_channels, up
@@ -102,12 +104,12 @@ class SynthesisBlock(nn.Module):
         self.torgb = ToRGBLayer(out_channels, img_channels, w_dim, conv_clamp=clamp)
 
     def forward(self, x, img, ws, noise_mode='random', force_fp32=False):
-        half = self.use_fp16 and not force_fp32
+        dtype = working_dtype(self, ws.device, force_fp32)
         ws = ws.unbind(dim=1)
         if self.in_channels == 0:
-            x = to_working_format(self.const.expand(ws[0].shape[0], -1, -1, -1), half)
+            x = to_working_format(self.const.expand(ws[0].shape[0], -1, -1, -1), dtype)
         else:
-            x = self.conv0(to_working_format(x, half), ws[0], noise_mode)
+            x = self.conv0(to_working_format(x, dtype), ws[0], noise_mode)
         x = self.conv1(x, ws[self.num_conv - 1], noise_mode)
         rgb = self.torgb(x, ws[self.num_conv])
         if img is None:

@@ -1,0 +1,44 @@
+"""In which type a network's convolutions are computed. Parameters, sums, volume rendering and images stay float32.
+
+What 16 bits cost is measured: docs/benchmarks.md has the differences to float32, tests/test_precision.py holds them.
+"""
+
+import torch
+
+from dnnlib import UserError
+from torch_utils.misc import cpu_multiplies_bfloat16
+
+PRECISIONS = ('auto', 'float32', 'tf32', 'bf16', 'fp16')
+FP16_CLAMP = 256.0   # of activations, as in the published networks: float16 ends at 65504
+
+
+def resolve_precision(precision, device):
+    """'auto' as what is fastest on `device` (torch.device) among those whose images stay within 45 dB of float32's: fp16 on
+    CUDA, bf16 on processors that multiply it, else float32. Raises UserError for a precision the device has not."""
+    if precision not in PRECISIONS:
+        raise UserError(f'--precision {precision}: must be one of {", ".join(PRECISIONS)}')
+    if precision == 'auto':
+        if device.type == 'cuda':
+            return 'fp16'
+        return 'bf16' if device.type == 'cpu' and cpu_multiplies_bfloat16() else 'float32'
+    if precision == 'tf32' and device.type != 'cuda':
+        raise UserError(f'--precision tf32: exists on NVIDIA GPUs only, not on {device.type}; use float32, or auto')
+    if precision == 'fp16' and device.type == 'cpu':
+        raise UserError('--precision fp16: processors have no fast products of this type; use bf16, or auto')
+    return precision
+
+
+def set_precision(network, precision, device):
+    """Let all convolution blocks of `network` compute in one of PRECISIONS on `device`, and PyTorch's matrix products where
+    they are float32 in tf32 if the device has it and float32 was not asked for. Returns the precision 'auto' stands for."""
+    precision = resolve_precision(precision, device)
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision, torch.float32)
+    for block in network.modules():
+        if hasattr(block, 'compute_dtype'):
+            block.compute_dtype = dtype
+            for layer in block.modules() if dtype == torch.float16 else ():
+                if getattr(layer, 'conv_clamp', 0) is None:
+                    layer.conv_clamp = FP16_CLAMP
+    if device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != 'float32'
+    return precision

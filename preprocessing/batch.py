@@ -47,6 +47,12 @@ class Line:
         return f'{self.source}: {self.status}' + ''.join(f', {part}' for part in parts if part)
 
 
+def line_of_head(source, head, name):
+    """The Line of a PreparedHead of the photograph `source`, written as `name`."""
+    quality = {key: round(float(value), 4) for key, value in head.quality.items()}
+    return Line(source, head.status, name, head.angles_deg, head.messages, quality, head.label_source, head.mask_source)
+
+
 class Photos:
     """The photographs of a file, a folder or a zip by name, in sorted order, or those of a list of paths. Raises UserError if
     there are none."""
@@ -227,9 +233,7 @@ class Batch:
             stem = output_stem(name) + (f'_{head.face}' if len(found.heads) > 1 else '')
             stem = self._free(stem)
             written = [crop_set.add(head, stem) for crop_set in sets]
-            quality = {key: round(float(value), 4) for key, value in head.quality.items()}
-            yield (Line(name, head.status, written[0], head.angles_deg, head.messages, quality, head.label_source, head.mask_source),
-                   report.tile_of_head(head))
+            yield line_of_head(name, head, written[0] if written else None), report.tile_of_head(head)
         for failure in found.failures:
             tile = None if found.photo is None else report.tile_of_photo(found.photo.image)
             yield Line(name, failure.status, messages=(str(failure),)), tile

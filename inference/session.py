@@ -12,7 +12,6 @@ import torch
 from inference import latents, trajectories
 from torch_utils import misc
 from training.networks.precision import set_precision
-from training.networks.precision import set_precision
 from training.snapshot import load_network
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import dnnlib
 from torch_utils import distributed
-from training import reporting
+from training import monitors, reporting
 from training.keeper import Keeper, disk_trouble
 from training.state import FINISHED, OPTIONS, only_writer
 from training.trainer import Diverged, Trainer
@@ -65,7 +65,9 @@ class _Loop:
         self.reporter = None
         if self.main:
             (self.trainer.run_dir / OPTIONS).write_text(json.dumps(config, indent=2), encoding='utf-8')
-            self.reporter = reporting.Reporter(run_dir, device, self.trainer.nimg, position=position)
+            self.reporter = reporting.Reporter(run_dir, device, self.trainer.nimg, reporting.BRIEF_STATS + monitors.BRIEF,
+                                               position=position)
+            self.monitors = monitors.Monitors(self.trainer.G, self.trainer.cameras, self.run.seed)
 
     def begin(self):
         """Pictures and snapshot before the first step of a new run."""
@@ -107,9 +109,10 @@ class _Loop:
         trainer.tick, trainer.tick_start = trainer.tick + 1, trainer.nimg
         trainer.collector.update()
         if self.main:
+            stats = self.monitors.tick(trainer.collector.as_dict(), trainer.ema.average, trainer.schedule().neural_rendering_resolution)
             with disk_trouble(self.problems, 'statistics'):
-                self.reporter.end_tick(trainer.tick, trainer.nimg, trainer.collector.as_dict(),
-                                       None if trainer.ada is None else trainer.ada.p)
+                self.reporter.end_tick(trainer.tick, trainer.nimg, stats, None if trainer.ada is None else trainer.ada.p)
+            self.monitors.warn(stats)
         ended = trainer.nimg >= self.total
         snapshot_due = stopped or ended or (self.run.snapshot_ticks and trainer.tick % self.run.snapshot_ticks == 0)
         if snapshot_due:

@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 import camera_utils
-from torch_utils import training_stats
 
 IDENTITIES = 4               # heads rendered for the figures
 OFFSETS = 64                 # latents and cameras whose translations are looked at
@@ -30,13 +29,27 @@ WARM_UP = 5                  # ticks before a rise can be called one
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures.
 
-@contextlib.contextmanager
-def timed(name):
-    """Context whose seconds by the clock are reported as the statistic `name`. On a GPU work is queued: single times are
-    those of queueing, their mean over a tick is that of working."""
-    start = time.perf_counter()
-    yield
-    training_stats.report(name, time.perf_counter() - start)
+class Stopwatch:
+    """Mean seconds of named pieces of work, of this process; no part of a run's statistics, which are the same on any machine.
+    On a GPU work is queued: single times are those of queueing, their mean over a tick is that of working."""
+
+    def __init__(self, clock=time.perf_counter):
+        self._clock, self._total, self._count = clock, Counter(), Counter()
+
+    @contextlib.contextmanager
+    def time(self, name):
+        """Context whose seconds count as `name`, if it is not left by an exception."""
+        start = self._clock()
+        yield
+        self._total[name] += self._clock() - start
+        self._count[name] += 1
+
+    def take(self):
+        """{name: mean seconds} since the last call."""
+        means = {name: total / self._count[name] for name, total in self._total.items()}
+        self._total.clear()
+        self._count.clear()
+        return means
 
 
 def face_concavity(depth, mask, labels):
@@ -195,6 +208,10 @@ def derived(stats):
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
+def _as_stats(figures):
+    return {name: {'num': 1, 'mean': value, 'std': 0.0} for name, value in figures.items()}
+
+
 class Monitors:
     """Watches one run, on rank 0: `tick` adds figures to a tick's statistics, `warn` says what is wrong with them.
 
@@ -206,11 +223,11 @@ class Monitors:
         self._history = defaultdict(lambda: deque(maxlen=HISTORY))
         self._broken = Counter()         # ticks in a row, by rule
 
-    def tick(self, stats, generator, resolution):
-        """`stats` {name: {'num', 'mean', 'std'}} of a tick with the monitors' figures of the moving average `generator`, at the
-        raw resolution of now."""
-        figures = {**self._probe.measure(generator, resolution), **derived(stats)}
-        return {**stats, **{name: {'num': 1, 'mean': value, 'std': 0.0} for name, value in figures.items()}}
+    def tick(self, stats, seconds, generator, resolution):
+        """`stats` {name: {'num', 'mean', 'std'}} of a tick with `seconds` {name: mean} of its work, and with the monitors' figures
+        of the moving average `generator`, at the raw resolution of now."""
+        stats = {**stats, **_as_stats({f'Timing/{name}_sec': value for name, value in seconds.items()})}
+        return {**stats, **_as_stats({**self._probe.measure(generator, resolution), **derived(stats)})}
 
     def warnings(self, stats):
         """Sentences on the tick's `stats`, at most one per statistic, which are remembered as usual from now on."""

@@ -22,7 +22,7 @@ from training.build import build_loss, build_networks, build_phases, load_resume
 from training.dataset import InfiniteSampler, iterate_batches
 from training.ema import Ema
 from training.losses.adversarial import Batch
-from training.monitors import timed
+from training.monitors import Stopwatch
 from training.previews import Previews
 from training.schedules import ScheduleConfig, schedule_at
 from training.snapshot import save_snapshot
@@ -53,7 +53,7 @@ class Trainer:
         self.skipped_in_a_row = Counter()      # by phase: one network may fail while the other goes on
         self.names = {'network-snapshot': {}, 'training-state': {}}      # who has the plain name of a kimg, see state.label
         self.metrics = {}                      # figure -> last, lowest and highest value with their snapshots
-        self.damaged = set()
+        self.damaged, self.stopwatch = set(), Stopwatch()
         self._build_data()
         torch.manual_seed(self.run.seed)       # the same weights whoever is rank 0, and however many there are
         self._build_networks()
@@ -116,7 +116,7 @@ class Trainer:
     def real_batch(self):
         """Next real images of this rank: ({'image', 'image_mask'}, labels), on the device, in their working ranges. Entry n
         is number rank + n * world_size of the whole batch."""
-        with doing('reading images'), timed('Timing/data_sec'):
+        with doing('reading images'), self.stopwatch.time('data'):
             item = next(self.batches)
         self.drawn += self.run.batch_size
         self._note_damaged(item['damaged'], len(item['image']))
@@ -136,7 +136,7 @@ class Trainer:
 
     def step(self):
         """One step: every phase that is due, then the moving average and the augmentation's strength."""
-        with doing(f'step {self.batch_index}'), timed('Timing/step_sec'):
+        with doing(f'step {self.batch_index}'), self.stopwatch.time('step'):
             schedule = self.schedule()
             images, labels = self.real_batch()
             for phase in self.phases:

@@ -109,7 +109,8 @@ class _Loop:
         trainer.tick, trainer.tick_start = trainer.tick + 1, trainer.nimg
         trainer.collector.update()
         if self.main:
-            stats = self.monitors.tick(trainer.collector.as_dict(), trainer.ema.average, trainer.schedule().neural_rendering_resolution)
+            stats = self.monitors.tick(trainer.collector.as_dict(), trainer.stopwatch.take(), trainer.ema.average,
+                                       trainer.schedule().neural_rendering_resolution)
             with disk_trouble(self.problems, 'statistics'):
                 self.reporter.end_tick(trainer.tick, trainer.nimg, stats, None if trainer.ada is None else trainer.ada.p)
             self.monitors.warn(stats)

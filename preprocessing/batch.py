@@ -92,7 +92,7 @@ def _files(folder):
     """Names of the visible files that may be pictures: others are tried too, so that nothing is dropped in silence."""
     try:
         next(folder.iterdir(), None)
-        found = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file()]
+        found = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file() or path.is_symlink() and not path.is_dir()]
     except OSError as error:
         raise UserError(f'{folder}: cannot be listed ({error.strerror}); check its permissions') from error
     return sorted(path.as_posix() for path in found

@@ -38,23 +38,43 @@ def rotation_of_label(label):
     return (_CAMERA_AXES @ np.linalg.inv(cam2world))[:3, :3]
 
 
-def rotation_of_angles(yaw_deg=0.0, pitch_deg=0.0, roll_deg=0.0):
-    """Rotation [3, 3] with these angles in degrees as camera_utils.label_angles_deg measures them (yaw positive where the
-    camera goes to the head's left side, +-180 behind; pitch positive where it stands above)."""
-    yaw, pitch, roll = np.deg2rad([-yaw_deg, pitch_deg, roll_deg])
-    about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
-    about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
-    about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+def _upright_axes(direction):
+    """Camera axes (right, down, forward) as columns [3, 3] of an upright camera in that unit direction [3] from the origin,
+    which it looks at; straight above or below the head's right stays the camera's."""
+    forward = -np.asarray(direction, dtype=np.float64)
+    right = np.cross(forward, [0.0, 1.0, 0.0])
+    length = np.linalg.norm(right)
+    right = right / length if length > 1e-6 else np.array([1.0, 0.0, 0.0])
+    return np.stack([right, np.cross(forward, right), forward], axis=1)
 
 
-def label_of_angles(yaw_deg=0.0, pitch_deg=0.0, roll_deg=0.0):
-    """Label float64 [25] of angles in degrees."""
-    return label_of_rotation(rotation_of_angles(yaw_deg, pitch_deg, roll_deg))
+def label_of_camera(yaw_deg=0.0, pitch_deg=0.0, roll_deg=0.0):
+    """Label float64 [25] of the camera standing at these angles: yaw round the head (0 front, 90 at its left, +-180 behind),
+    pitch above (positive) or below it, on every side, roll clockwise about its view axis.
+
+    In front these are the angles that camera_utils.label_angles_deg reads from the rotation; round the head that reading
+    trades pitch for roll and changes its sign, and nobody could give such angles by hand.
+    """
+    yaw, pitch, roll = np.deg2rad([yaw_deg, pitch_deg, roll_deg])
+    direction = np.array([np.cos(pitch) * np.sin(yaw), np.sin(pitch), np.cos(pitch) * np.cos(yaw)])
+    turn = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    cam2world = np.eye(4)
+    cam2world[:3, :3], cam2world[:3, 3] = _upright_axes(direction) @ turn, DISTANCE * direction
+    return np.concatenate([cam2world.ravel(), INTRINSICS])
+
+
+def camera_angles(label):
+    """(yaw, pitch, roll) in degrees of the camera of a label [25], the reverse of label_of_camera; yaw in (-180, 180]."""
+    cam2world = np.asarray(label, dtype=np.float64)[:16].reshape(4, 4)
+    direction = -nearest_rotation(cam2world[:3, :3])[:, 2]
+    upright = _upright_axes(direction)
+    yaw, pitch = np.arctan2(direction[0], direction[2]), np.arcsin(np.clip(direction[1], -1, 1))
+    roll = np.arctan2(cam2world[:3, 0] @ upright[:, 1], cam2world[:3, 0] @ upright[:, 0])
+    return tuple(float(value) for value in np.rad2deg([yaw, pitch, roll]))
 
 
 def angles_of_label(label):
-    """(yaw, pitch, roll) in degrees of a label [25]; |yaw| > 90 is the back."""
+    """(yaw, pitch, roll) in degrees of a label [25] as the family reads them from the rotation; |yaw| > 90 is the back."""
     angles = camera_utils.label_angles_deg(torch.as_tensor(np.asarray(label, dtype=np.float64)).reshape(1, -1))
     return tuple(float(value) for value in angles[0])
 

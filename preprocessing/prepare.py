@@ -38,8 +38,9 @@ class PhotoOptions:
     """How photographs are prepared.
 
     `face`: 'largest', 'all', or the number of a face from the left, from 0. `route`: 'face' needs one, 'silhouette' goes by
-    the mask and the given angles, 'auto' takes the face if there is one. `yaw`, `pitch`, `roll` in degrees, None = measured:
-    given ones win over measured ones (roll: how far the head leans clockwise in the picture; the crop is turned upright).
+    the mask and the given angles, 'auto' takes the face if there is one. `yaw`, `pitch` in degrees: where the camera stands
+    (poses.label_of_camera); given ones win over measured ones. `roll`: how far a head without a face leans clockwise in the
+    picture; its crop is turned upright, as one with a face always is.
     `matting`: 'built-in', 'rembg', 'none' (no mask), a TorchScript file, or a function from an RGB picture uint8 [H, W, 3] to
     a mask uint8 [H, W]. `estimator`: function (picture, mask) -> (yaw, pitch, roll) in degrees, asked where there is no
     face. `relation`: of crop and silhouette (silhouette.fit_relation). `keep_rejected`: also return heads that are out of
@@ -97,8 +98,8 @@ class PreparedHead:
 
     @property
     def angles_deg(self):
-        """(yaw, pitch, roll) of the label in degrees."""
-        return poses.angles_of_label(self.label)
+        """(yaw, pitch, roll) in degrees of where the camera stands: poses.camera_angles."""
+        return poses.camera_angles(self.label)
 
     @property
     def back_label(self):
@@ -341,12 +342,12 @@ def _doubts(quality, landmarks, shape):
 
 
 def _label(measured, options):
-    """(label, where it is from): given angles in place of the measured ones."""
-    angles = (options.yaw, options.pitch, options.roll)
-    if all(value is None for value in angles):
+    """(label, where it is from): given angles in place of the measured ones; the crop's own roll stays."""
+    if options.yaw is None and options.pitch is None:
         return measured, 'measured'
-    known = (0.0, 0.0, 0.0) if measured is None else poses.angles_of_label(measured)
-    return poses.label_of_angles(*(k if value is None else value for value, k in zip(angles, known))), 'given'
+    yaw, pitch, roll = poses.camera_angles(measured)
+    return poses.label_of_camera(yaw if options.yaw is None else options.yaw, pitch if options.pitch is None else options.pitch,
+                                 roll), 'given'
 
 
 def _crop_mask(image, mask, mask_source, quad, options, landmarks=None):
@@ -388,5 +389,5 @@ def _head_of_silhouette(photo, options, mask, mask_source):
     status = LOW_CONFIDENCE if doubts and status == OK else status
     # The crop is turned upright, so that its label has no roll.
     return PreparedHead(crops.final_crop(photo.image, quad), crops.crop_mask(mask, quad),
-                        poses.label_of_angles(angles[0], angles[1]), status, notes + doubts, photo.name, None, 0, quad, None,
+                        poses.label_of_camera(angles[0], angles[1]), status, notes + doubts, photo.name, None, 0, quad, None,
                         None, label_source, mask_source, quality)

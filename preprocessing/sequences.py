@@ -91,7 +91,7 @@ def read_angles(path):
         raise UserError(f'--angles {path}: holds a {type(data).__name__}, wanted an object of name -> yaw or [yaw, pitch, roll]')
     if isinstance(data.get('labels'), list):
         try:
-            return {name: poses.angles_of_label([float(v) for v in label]) for name, label in data['labels']}
+            return {name: poses.camera_angles([float(v) for v in label]) for name, label in data['labels']}
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'--angles {path}: its labels are not of the form [name, [25 numbers]] ({error})') from error
     return {name: _angles(path, name, value if isinstance(value, list) else [value]) for name, value in data.items()}

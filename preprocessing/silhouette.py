@@ -100,7 +100,7 @@ def _turned(mask, roll_deg):
 
 
 def quad_of_mask(mask, yaw_deg=0.0, pitch_deg=0.0, roll_deg=0.0, relation=None):
-    """(quad, Measures) of the head in a mask uint8 [H, W], 255 = head. Angles as of poses.rotation_of_angles; `roll_deg` is
+    """(quad, Measures) of the head in a mask uint8 [H, W], 255 = head. Angles as of poses.label_of_camera; `roll_deg` is
     how far the head leans clockwise in the picture. Raises ValueError where there is no head."""
     relation = relation or Relation()
     upright, matrix = _turned(mask, roll_deg)
@@ -135,7 +135,7 @@ def fit_relation(views, relation=None):
     relation = relation or Relation()
     even, odd, size, down, across = [], [], [], [], []
     for mask, label, quad in views:
-        yaw, pitch, _ = np.deg2rad(poses.angles_of_label(label))
+        yaw, pitch, _ = np.deg2rad(poses.camera_angles(label))
         _, right, _ = crops.axes_of_quad(quad)
         upright, matrix = _turned(mask, np.rad2deg(np.arctan2(right[1], right[0])))
         found = measure(upright)

@@ -1,0 +1,39 @@
+"""The sample photographs and the weights for them, or tests that skip and say why; pictures made of them for bad inputs."""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from preprocessing import load_tools
+
+FOLDER = Path(os.environ.get('SHARED_DATA') or Path(__file__).resolve().parents[2] / 'shared' / 'data')
+WEIGHTS = FOLDER / '3ddfa_v2'
+CROPS = ('photos/man.jpg', 'photos/woman.jpg', 'panohead_sample/testdata_img/000134.jpg', 'panohead_sample/testdata_img/000157.jpg')
+needs_samples = pytest.mark.skipif(not (WEIGHTS.is_dir() and (FOLDER / 'photos').is_dir()),
+                                   reason=f'no sample photographs and weights in {FOLDER}; set SHARED_DATA')
+
+
+@functools.lru_cache(maxsize=None)
+def tools():
+    """The networks, loaded once; nobody changes them."""
+    return load_tools(WEIGHTS)
+
+
+def picture(name):
+    """uint8 [H, W, 3] of a sample."""
+    return np.array(PIL.Image.open(FOLDER / name).convert('RGB'))
+
+
+@functools.lru_cache(maxsize=None)
+def published_labels():
+    """Labels [25] of the sample crops by file name."""
+    found = {}
+    for name in ('photos/dataset_reference_labels.json', 'panohead_sample/testdata_img/dataset.json'):
+        labels = json.loads((FOLDER / name).read_text(encoding='utf-8'))['labels']
+        found.update({file: np.array(label, dtype=np.float64) for file, label in labels})
+    return found

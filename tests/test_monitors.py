@@ -166,7 +166,7 @@ def stats_of(**means):
 
 GOOD = {'Monitor/real_fake_gap': 2.0, 'Loss/r1_penalty': 0.1, 'Gradients/Gmain': 1.0, 'Gradients/Greg': 1.0, 'Gradients/Dmain': 1.0,
         'Gradients/Dreg': 1.0, 'Progress/skipped_steps': 0.0, 'Monitor/alpha_coverage': 0.4, 'Monitor/pose_leak': 0.2,
-        'Monitor/face_concavity': -0.4, 'Monitor/camera_mean': 0.01, 'Monitor/camera_spread': 0.05, 'Monitor/data_share': 0.02,
+        'Monitor/face_concavity': -0.4, 'Monitor/camera_mean': 0.01, 'Monitor/camera_spread': 0.05, 'Timing/data_share': 0.02,
         'Timing/step_sec': 1.0}
 
 
@@ -228,7 +228,7 @@ def test_a_full_picture_is_right_without_a_background():
 
 def test_derived_figures():
     stats = stats_of(**{'Loss/scores/real': 3.0, 'Loss/scores/fake': -1.0, 'Timing/data_sec': 1.0, 'Timing/step_sec': 4.0})
-    assert monitors.derived(stats) == {'Monitor/real_fake_gap': 4.0, 'Monitor/data_share': 0.25}
+    assert monitors.derived(stats) == {'Monitor/real_fake_gap': 4.0, 'Timing/data_share': 0.25}
     assert monitors.derived({}) == {}
 
 

@@ -187,7 +187,7 @@ RULES = (
          text='All cameras move the same way (by {value:.2f} units), which only shifts the heads: raise --trans_reg.'),
     Rule('Monitor/camera_spread', high=0.4,
          text='Cameras scatter ({value:.2f} units), beyond the depths that are sampled: raise --trans_reg.'),
-    Rule('Monitor/data_share', high=0.3,
+    Rule('Timing/data_share', high=0.3,
          text='Training waits for images {value:.0%} of the time: raise --workers, or move the images to a faster disk.'),
     Rule('Timing/step_sec', rise=2.0,
          text='Steps have become slow ({value:.2f} s, usually {usual:.2f} s): look for other programs on this machine, or for heat.'),
@@ -204,7 +204,7 @@ def derived(stats):
         return stats[name]['mean'] if name in stats else math.nan
 
     figures = {'Monitor/real_fake_gap': mean('Loss/scores/real') - mean('Loss/scores/fake'),
-               'Monitor/data_share': mean('Timing/data_sec') / mean('Timing/step_sec') if mean('Timing/step_sec') else math.nan}
+               'Timing/data_share': mean('Timing/data_sec') / mean('Timing/step_sec') if mean('Timing/step_sec') else math.nan}
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 

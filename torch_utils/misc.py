@@ -66,6 +66,12 @@ def reuse_freed_memory():
             library.mallopt(option, 2 ** 31 - 1)
 
 
+def return_freed_memory():
+    """Give memory that was freed back to the system now, where the C library is glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def working_dtype(block, device, force_fp32=False):
     """The type a network's block computes in: its compute_dtype where one was set, else half_dtype if it has use_fp16."""
     if force_fp32:

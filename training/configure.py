@@ -9,6 +9,7 @@ import dnnlib
 from training.augment import PRESETS as AUGMENT_PRESETS
 from training.losses.regularizers import TYPES as REGULARIZER_TYPES
 from training.networks.decoders import DECODER_ACTIVATIONS
+from training.networks.precision import PRECISIONS
 from training.networks.stylegan2 import NOISE_MODES
 from training.networks.superresolution import SPECS
 from training.presets import CFGS, DEFAULTS, PRESETS
@@ -22,8 +23,9 @@ AUGMENTATION_MODES = ('noaug', 'ada', 'fixed')
 CHOICES = {
     'cfg': tuple(CFGS), 'generator': tuple(GENERATORS), 'disc_module': DISC_MODULES, 'aug': AUGMENTATION_MODES,
     'augpipe': tuple(AUGMENT_PRESETS), 'reg_type': REGULARIZER_TYPES, 'decoder_activation': DECODER_ACTIVATIONS,
-    'sr_noise_mode': NOISE_MODES, 'noise_mode': NOISE_MODES, 'sr_module': tuple(SPECS), 'plane_axes': tuple(PLANE_AXES),
+    'precision': PRECISIONS, 'sr_noise_mode': NOISE_MODES, 'noise_mode': NOISE_MODES, 'sr_module': tuple(SPECS), 'plane_axes': tuple(PLANE_AXES),
 }
+HALF_RESOLUTIONS = 4   # of each network: as many as the published discriminators have in 16 bits
 # Flags that only make sense within bounds: (lowest, highest), None for open.
 BOUNDS = {
     'gamma': (0, None), 'gamma_seg': (0, None), 'glr': (0, None), 'dlr': (0, None), 'trans_reg': (0, None), 'density_reg': (0, None),
@@ -107,6 +109,16 @@ def check_discriminator(options):
         raise dnnlib.UserError(f'--disc_module {options.disc_module} looks at masks: give --seg_data, or --disc_module DualDiscriminator')
 
 
+def set_half_resolutions(options):
+    """Put what --precision says into the numbers of resolutions that compute in 16 bits: none for float32 and tf32, at
+    least HALF_RESOLUTIONS of each network for bf16 and fp16; 'auto' leaves the recipe's."""
+    for key in ('g_num_fp16_res', 'sr_num_fp16_res', 'd_num_fp16_res'):
+        if options.precision in ('float32', 'tf32'):
+            options[key] = 0
+        elif options.precision in ('bf16', 'fp16'):
+            options[key] = max(options[key], HALF_RESOLUTIONS)
+
+
 def generator_config(o):
     """The generator's class and arguments, less what the data decide (c_dim, img_resolution)."""
     config = dict(
@@ -147,6 +159,7 @@ def training_config(given):
     o = merge_options(given)
     check_batch(o)
     check_discriminator(o)
+    set_half_resolutions(o)
     if o.gamma is None:
         raise dnnlib.UserError('--gamma is missing; give the R1 weight, or a --preset')
     if o.min_yaw > o.max_yaw:
@@ -184,7 +197,7 @@ def training_config(given):
                  seed=o.seed, workers=o.workers, resume=o.resume, resume_kimg=o.resume_kimg,
                  metrics=[m.strip() for m in o.metrics.split(',') if m.strip() not in ('', 'none')], metrics_num=o.metrics_num,
                  metrics_features=o.metrics_features and [name.strip() for name in o.metrics_features.split(',')],
-                 cudnn_benchmark=not o.nobench),
+                 cudnn_benchmark=not o.nobench, precision=o.precision),
     )
 
 

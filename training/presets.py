@@ -18,6 +18,7 @@ DEFAULTS = dict(
     ray_start=2.25, ray_end=3.3, depth_resolution=48, depth_resolution_importance=48, box_warp=1.0, crop_margin=0.1,
     white_back=False, radius=2.7, pivot=(0.0, 0.0, 0.2),
     neural_rendering_resolution_initial=64, neural_rendering_resolution_final=None, neural_rendering_resolution_fade_kimg=1000.0,
+    precision='auto',
     # discriminator
     disc_module=None, seg_resolution=128, d_cbase=None, d_cmax=None, d_map_depth=8, mbstd_group=4, disc_c_noise=0.0, freezed=0,
     d_num_fp16_res=4,

@@ -24,6 +24,7 @@ from training.ema import Ema
 from training.losses.adversarial import Batch
 from training.monitors import Stopwatch
 from training.previews import Previews
+from training.networks.precision import set_half_type
 from training.schedules import ScheduleConfig, schedule_at
 from training.snapshot import save_snapshot
 from training.state import label
@@ -94,6 +95,7 @@ class Trainer:
         self.G, self.D = build_networks(self.config, self.dataset)
         for network in (self.G, self.D):
             network.to(self.device).train().requires_grad_(False)
+            set_half_type(network, self.run.precision, self.device)
             distributed.broadcast_params(network)
         self.ema = Ema(self.G, **self.config['ema'])
         if self.run.resume is not None:

@@ -9,6 +9,7 @@ from dnnlib import UserError
 from torch_utils.misc import cpu_multiplies_bfloat16
 
 PRECISIONS = ('auto', 'float32', 'tf32', 'bf16', 'fp16')
+HALF_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 FP16_CLAMP = 256.0   # of activations, as in the published networks: float16 ends at 65504
 
 
@@ -32,13 +33,29 @@ def set_precision(network, precision, device):
     """Let all convolution blocks of `network` compute in one of PRECISIONS on `device`, and PyTorch's matrix products where
     they are float32 in tf32 if the device has it and float32 was not asked for. Returns the precision 'auto' stands for."""
     precision = resolve_precision(precision, device)
-    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision, torch.float32)
+    dtype = HALF_TYPES.get(precision, torch.float32)
     for block in network.modules():
         if hasattr(block, 'compute_dtype'):
             block.compute_dtype = dtype
             for layer in block.modules() if dtype == torch.float16 else ():
                 if getattr(layer, 'conv_clamp', 0) is None:
                     layer.conv_clamp = FP16_CLAMP
+    _allow_tf32(precision, device)
+    return precision
+
+
+def set_half_type(network, precision, device):
+    """For training: let the blocks of `network` that were built to compute in 16 bits do so in the type `precision` names;
+    'auto' leaves them torch_utils.misc.half_dtype. Raises UserError for a precision the device has not."""
+    if precision == 'auto':
+        return
+    precision = resolve_precision(precision, device)
+    for block in network.modules():
+        if getattr(block, 'use_fp16', False):
+            block.compute_dtype = HALF_TYPES.get(precision, torch.float32)
+    _allow_tf32(precision, device)
+
+
+def _allow_tf32(precision, device):
     if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != 'float32'
-    return precision

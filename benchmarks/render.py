@@ -1,0 +1,62 @@
+"""Times the volume renderer alone: tri-grid D = 3 of 256^2 planes with 32 channels, 64x64 rays, 48 + 48 samples.
+
+    python benchmarks/render.py --reference
+
+For batches of 1 and 4: forward without gradient, and forward and backward with gradients to planes and decoder.
+"""
+
+import harness
+import torch
+
+import camera_utils
+from training.networks.decoders import OSGDecoder
+from training.representations.planes import PlaneField
+from training.volumetric_rendering.rays import camera_rays
+from training.volumetric_rendering.renderer import RenderOptions, render_rays
+
+BATCHES, SIZE, CHANNELS, DEPTH, PLANE = (1, 4), 64, 32, 3, 256
+
+
+def build(plain, options):
+    """The work of a variant; the plain one differs by its process."""
+    device = torch.device(options.device)
+    work = {}
+    for batch in BATCHES:
+        forward, both = _passes(batch, device)
+        work[f'batch {batch} forward'] = torch.no_grad()(forward)
+        work[f'batch {batch} forward+backward'] = both
+    return work
+
+
+def _passes(batch, device):
+    torch.manual_seed(0)
+    planes = torch.randn(batch, 3, CHANNELS, DEPTH, PLANE, PLANE, device=device, requires_grad=True)
+    decoder = OSGDecoder(CHANNELS, CHANNELS).to(device)
+    labels = camera_utils.label_from_yaw([15.0 * i for i in range(batch)], device=device)
+    rays = camera_rays(*camera_utils.split_label(labels), SIZE)
+    options = RenderOptions()
+
+    def forward():
+        field = PlaneField(planes, decoder, options.box_warp)
+        composite = render_rays(field, rays, options)
+        return composite.features.sum() + composite.depth.sum() + composite.weights.sum()
+
+    def both():
+        planes.grad = None
+        decoder.zero_grad(set_to_none=True)
+        forward().backward()
+
+    def without():
+        forward()
+
+    return without, both
+
+
+@harness.command
+def main(**options):
+    """Time the volume renderer."""
+    harness.run('render', **options, rays=SIZE * SIZE, planes=[3, CHANNELS, DEPTH, PLANE, PLANE])
+
+
+if __name__ == '__main__':
+    main()

@@ -1,6 +1,6 @@
 """All faults by all metrics: what each figure becomes when one thing is wrong with otherwise perfect heads.
 
-    python -m metrics.fault_table                      # docs/metrics.md's table, some minutes
+    python -m metrics.fault_table                      # docs/head_metrics.md's table, some minutes
     python -m metrics.fault_table --heads 12 --images 240 --faults mirrored,hollowed
 """
 

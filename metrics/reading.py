@@ -1,15 +1,15 @@
 """Metrics that read heads with the built-in network: whether the head seen is the one asked for, from where, and whose.
 
 All heads are conditioned on the frontal camera. `fixed_features`: --features does not change the network that reads, so
-figures of one version of it compare. Good values are those of the perfect synthetic generator; see docs/metrics.md.
+figures of one version of it compare. Good values are those of the perfect synthetic generator; see docs/head_metrics.md.
 """
 
 import numpy as np
 import torch
 
-from camera_utils import label_angles_deg
 from metrics.headnet.accuracy import verification
-from metrics.headnet.network import head_network
+from metrics.headnet.examples import view_directions
+from metrics.headnet.network import direction_angles_deg, head_network
 from metrics.heads import Heads, PROTOCOL, labels_around, random_angles
 from metrics.registry import register_metric
 
@@ -69,7 +69,7 @@ def identity_consistency(evaluation):
 @register_metric('pose_error', num=500, **READ)
 def pose_error(evaluation):
     """Degrees between the yaw of the camera asked for and the yaw that the built-in network reads off the picture: the median
-    over heads seen once each from random sides (yaw uniform, pitch within 15 degrees). Perfect pictures give 2 to 4, what the
+    over heads seen once each from random sides (yaw uniform, pitch within 15 degrees). 0 is best; perfect pictures give 2 to 4, what the
     network itself errs; a set whose labels are off by some angle gives that angle. '/bias' is the median of the signed
     error, '/front' and '/back' the medians of the halves, '/share_beyond_45' the share of gross errors, '/pitch' the median
     of the pitch error, '/yaw...' means over the bins of the yaw asked for."""
@@ -79,19 +79,19 @@ def pose_error(evaluation):
         yaw, pitch = random_angles(evaluation.seed, start, stop, 15.0, POSE_STREAM)
         labels = labels_around(heads.camera, yaw, pitch)
         reading = network(opened.view(labels)['image'])
-        return {'asked': label_angles_deg(labels).numpy(), 'direction': reading.direction.cpu().numpy(),
-                'pitch': reading.pitch_deg.cpu().numpy()}
+        asked = direction_angles_deg(view_directions(labels))
+        return {'asked': torch.stack(asked, 1).numpy(), 'seen': torch.stack([reading.yaw_deg, reading.pitch_deg], 1).cpu().numpy()}
 
     rows = heads.rows(evaluation, look, 'pose')
-    asked, seen = rows['asked'][:, 0], np.rad2deg(np.arctan2(rows['direction'][:, 0], rows['direction'][:, 2]))
-    signed = (seen - asked + 180) % 360 - 180
+    asked, seen = rows['asked'], rows['seen']
+    signed = (seen[:, 0] - asked[:, 0] + 180) % 360 - 180
     error = np.abs(signed)
-    back = np.abs(asked) > 90
+    back = np.abs(asked[:, 0]) > 90
     halves = {f'pose_error/{name}': float(np.median(error[half])) for name, half in (('front', ~back), ('back', back)) if half.any()}
     return {'pose_error': float(np.median(error)), 'pose_error/bias': float(np.median(signed)), **halves,
             'pose_error/share_beyond_45': float((error > 45).mean()),
-            'pose_error/pitch': float(np.median(np.abs(rows['pitch'] - rows['asked'][:, 1]))),
-            **by_yaw('pose_error', asked, error), **worst('pose_error', error)}
+            'pose_error/pitch': float(np.median(np.abs(seen[:, 1] - asked[:, 1]))),
+            **by_yaw('pose_error', asked[:, 0], error), **worst('pose_error', error)}
 
 
 @register_metric('face_at_back', num=300, **READ)

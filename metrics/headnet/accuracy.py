@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from metrics.headnet.network import PART_SIZE, SURFACES
+from metrics.headnet.network import PART_SIZE, SURFACES, direction_angles_deg
 from training.synthetic.parts import PARTS
 
 HELD_OUT_SEED = 2_000_000   # held-out identities start here; those trained on start at train.TRAIN_SEED, data sets at 0
@@ -12,8 +12,8 @@ BATCH = 128
 
 def angle_deg(a, b):
     """[N] degrees between the yaws of vectors a and b [N, 3]."""
-    difference = torch.atan2(a[:, 0], a[:, 2]) - torch.atan2(b[:, 0], b[:, 2])
-    return torch.rad2deg(torch.remainder(difference + torch.pi, 2 * torch.pi) - torch.pi).abs()
+    difference = direction_angles_deg(a)[0] - direction_angles_deg(b)[0]
+    return (torch.remainder(difference + 180, 360) - 180).abs()
 
 
 def retrieval(embedding, identity):
@@ -57,7 +57,7 @@ def accuracy(network, examples, images):
 
     direction, identity = column('direction'), column('identity')
     error = angle_deg(direction, examples.direction)
-    pitch = torch.rad2deg(torch.asin(examples.direction[:, 1]))
+    pitch = direction_angles_deg(examples.direction)[1]
     back = examples.direction[:, 2] < 0
     auc, same, different = verification(identity, examples.identity)
     seen = examples.face > 0.5

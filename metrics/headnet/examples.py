@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from camera_utils import HEAD_RADIUS, label_angles_deg, make_label, pose_from_origin
+from camera_utils import HEAD_RADIUS, make_label, pose_from_origin, split_label
 from metrics.headnet.network import INPUT_SIZE
 from training.synthetic.heads import sample_identities
 from training.synthetic.parts import PARTS, part_maps
@@ -63,9 +63,8 @@ def random_cameras(seeds, max_pitch_deg=40.0):
 
 
 def view_directions(labels):
-    """[N, 3] unit vectors from the head to the camera, as the angles of labels [N, 25] say."""
-    yaw, pitch = torch.deg2rad(label_angles_deg(labels))[:, :2].unbind(1)
-    return torch.stack([pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()], dim=1)
+    """[N, 3] unit vectors against the direction in which cameras `labels` [N, 25] look: where they stand, seen from the head."""
+    return -split_label(labels)[0][:, :3, 2]
 
 
 def without_backdrop(identities):

@@ -32,6 +32,13 @@ OUTPUTS = {'direction': 3, 'face': 1, 'colours': 3 * len(SURFACES), 'beard': 1, 
            'cloth_kind': len(CLOTH_KINDS), 'accessory': NUM_ACCESSORIES}
 
 
+def direction_angles_deg(direction):
+    """(yaw, pitch) [N] in degrees of vectors [N, 3] from the head to the camera. Away from the horizon this yaw is not that of
+    camera_utils.label_angles_deg, which turns about the camera's axes."""
+    x, y, z = direction.unbind(1)
+    return torch.rad2deg(torch.atan2(x, z)), torch.rad2deg(torch.atan2(y, torch.hypot(x, z)))
+
+
 @dataclass(frozen=True)
 class HeadReading:
     """What the network saw in N images. direction [N, 3]: from the head to the camera in world axes, shorter than 1 where
@@ -50,13 +57,13 @@ class HeadReading:
 
     @property
     def yaw_deg(self):
-        """[N] degrees in (-180, 180], as camera_utils.label_angles_deg counts: 0 front, 90 the head's left side."""
-        return torch.rad2deg(torch.atan2(self.direction[:, 0], self.direction[:, 2]))
+        """[N] degrees in (-180, 180] round the vertical axis: 0 front, 90 the head's left side."""
+        return direction_angles_deg(self.direction)[0]
 
     @property
     def pitch_deg(self):
-        """[N] degrees; positive where the camera looks down."""
-        return torch.rad2deg(torch.atan2(self.direction[:, 1], torch.hypot(self.direction[:, 0], self.direction[:, 2])))
+        """[N] degrees above the horizon; positive where the camera looks down."""
+        return direction_angles_deg(self.direction)[1]
 
     @property
     def mask(self):

@@ -87,11 +87,12 @@ def update_average(average, network, step):
             old.copy_(new if not new.is_floating_point() else old.lerp(new, 1 - decay))
 
 
-def train(examples, views, steps, batch_size, seed, dest):
-    """The averaged network after `steps` steps; also written to `dest` now and then."""
+def train(examples, views, steps, batch_size, seed, dest, start=None):
+    """The averaged network after `steps` steps, from the weights of the file `start` if there is one; also written to `dest`
+    now and then."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    network = HeadNet().to(memory_format=torch.channels_last)
+    network = (HeadNet() if start is None else load_weights(start)).train().requires_grad_(True).to(memory_format=torch.channels_last)
     average = copy.deepcopy(network).eval()
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     half = misc.half_dtype(torch.device('cpu'))
@@ -143,11 +144,12 @@ def report(network, examples):
 @click.option('--batch', 'batch_size', help='Pictures a step', type=click.IntRange(min=6), default=96, show_default=True)
 @click.option('--seed', type=int, default=0, show_default=True)
 @click.option('--dest', help='File of the weights', type=click.Path(path_type=Path), default=WEIGHTS, show_default='the carried one')
+@click.option('--start', help='Weights to go on from', type=click.Path(path_type=Path))
 @click.option('--keep_examples', help='File to keep the pictures in from one run to the next', type=click.Path(path_type=Path))
 @click.option('--held_out', help='Heads to measure with', type=click.IntRange(min=2), default=HELD_OUT[0], show_default=True)
 @click.option('--only_measure', help='Train nothing, measure --dest', is_flag=True)
 @user_errors
-def main(identities, views, steps, batch_size, seed, dest, keep_examples, held_out, only_measure):
+def main(identities, views, steps, batch_size, seed, dest, start, keep_examples, held_out, only_measure):
     """Train the head network and print its accuracy as JSON."""
     if not only_measure:
         if keep_examples and keep_examples.is_file():
@@ -156,7 +158,7 @@ def main(identities, views, steps, batch_size, seed, dest, keep_examples, held_o
             examples = make_examples(range(TRAIN_SEED, TRAIN_SEED + identities), views)
             if keep_examples:
                 torch.save(examples, keep_examples)
-        train(examples, views, steps, min(batch_size, len(examples) // views * VIEWS_OF_BATCH), seed, dest)
+        train(examples, views, steps, min(batch_size, len(examples) // views * VIEWS_OF_BATCH), seed, dest, start)
     network = load_weights(dest)
     examples = make_examples(range(HELD_OUT_SEED, HELD_OUT_SEED + held_out), HELD_OUT[1])
     print(json.dumps({'bytes': dest.stat().st_size, 'input': INPUT_SIZE, **report(network, examples)}, indent=1))

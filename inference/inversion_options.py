@@ -68,9 +68,10 @@ RECIPES = {
     'panohead': {},
     'pso': dict(weight_photometric=0.5, statistics_views='front+back', back='generated'),
     'omni': dict(
-        steps_w=300, steps_g=150, lr_w=0.4, lr_ramp_down=0.9, lr_g_ramp_down=1.0, adam_beta2=0.99, noise_initial=0.0, space='whitened',
-        candidates=64, weight_photometric=1.0, weight_perceptual=0.3, weight_prior=0.02, refine_camera=True, weight_mask=0.3,
-        background=0.3, weight_locality=1.0, weight_drift=0.1, patience=100, enough_psnr=42.0),
+        steps_w=300, steps_g=200, lr_w=0.4, lr_g=1e-3, lr_ramp_down=0.9, lr_g_ramp_down=1.0, adam_beta2=0.99, noise_initial=0.0,
+        space='whitened', candidates=64, weight_photometric=1.0, weight_perceptual=0.3, weight_prior=0.02, refine_camera=True,
+        weight_mask=0.3, background=0.3, weight_locality=0.3, weight_drift=0.1, patience=100,
+        enough_psnr=42.0),
 }
 
 

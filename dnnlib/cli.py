@@ -72,6 +72,20 @@ class Size(click.ParamType):
         return int(match[1]), int(match[2])
 
 
+class ByteSize(click.ParamType):
+    """'2GB', '512MB' or a plain number of bytes -> int."""
+    name = 'size'
+    units = {'': 1, 'K': 10 ** 3, 'M': 10 ** 6, 'G': 10 ** 9, 'T': 10 ** 12}
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*', value, flags=re.IGNORECASE)
+        if not match or float(match[1]) == 0:
+            self.fail(f'{value!r} is not a size such as 2GB or 512MB', param, ctx)
+        return int(float(match[1]) * self.units[match[2].upper()])
+
+
 class FiniteFloat(click.ParamType):
     """A number; NaN, infinities and values outside [min, max] are refused."""
     name = 'number'

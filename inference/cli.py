@@ -1,29 +1,14 @@
 """What the generation scripts share on the command line: options of the network, of latents, of pictures, of shapes."""
 
-import re
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
 from dnnlib import UserError
-from dnnlib.cli import FiniteFloat, SeedRange, trust_pickle_option
+from dnnlib.cli import ByteSize, FiniteFloat, SeedRange, trust_pickle_option
 from inference import heads, shapes
 from inference.images import IMAGE_MODES
-
-
-class ByteSize(click.ParamType):
-    """'2GB', '512MB' or a plain number of bytes -> int."""
-    name = 'size'
-    units = {'': 1, 'K': 10 ** 3, 'M': 10 ** 6, 'G': 10 ** 9, 'T': 10 ** 12}
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*', value, flags=re.IGNORECASE)
-        if not match or float(match[1]) == 0:
-            self.fail(f'{value!r} is not a size such as 2GB or 512MB', param, ctx)
-        return int(float(match[1]) * self.units[match[2].upper()])
 
 
 class NameList(click.ParamType):

@@ -62,6 +62,8 @@ def status(device):
 def load_cuda(device):
     """Whether kernels can be compiled and loaded for `device`; the first time they cannot, stderr has one line with the reason."""
     usable, reason = status(device)
+    if not usable:
+        native.fallback(f'the CUDA operators on {device}', reason)
     if not usable and native.enabled():
         _say_once(reason)
     return usable
@@ -144,7 +146,7 @@ def compile_source(source, defines, arch):
 def _options(defines, arch):
     """Keyword arguments of cuda-core's ProgramOptions."""
     return dict(name='omnihead', arch=arch, std='c++17', include_path=str(SOURCES), ptxas_options=['-v'],
-                define_macro=[(name, str(value)) for name, value in defines])
+                define_macro=[(name, str(value)) for name, value in defines] or None)
 
 
 @functools.lru_cache(maxsize=None)

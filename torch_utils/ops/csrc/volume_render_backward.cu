@@ -275,11 +275,14 @@ OMNI_DEVICE void add_weights(const BackwardRay& first, int warp_floats, Sums& su
 
 // The same for the second layer where colours have no activation: one product a ray.
 OMNI_DEVICE void add_composites(const BackwardRay& first, int warp_floats, Sums& sums) {
+#pragma unroll 1
+    for (int w = 0; w < WARPS; w++) {
+        const float *grad = first.features_grad + w * warp_floats, *composite = first.composite + w * warp_floats;
 #pragma unroll
-    for (int k = 0; k < OWN_WEIGHTS; k++) {
-        const int i = threadIdx.x + k * THREADS;
-        if (i >= H * O) continue;
-        for (int w = 0; w < WARPS; w++) sums.w2[k] += first.features_grad[w * warp_floats + i / H] * first.composite[w * warp_floats + i % H];
+        for (int k = 0; k < OWN_WEIGHTS; k++) {
+            const int i = threadIdx.x + k * THREADS;
+            if (i < H * O) sums.w2[k] += grad[i / H] * composite[i % H];
+        }
     }
 }
 
@@ -296,6 +299,7 @@ OMNI_DEVICE void add_along(float3& x, int axis, float value) {
 OMNI_DEVICE float3 scatter(const RenderParams& p, const Stored* grid, float* grid_grad, const float3& point, const float* row) {
     const int first = lane() % GROUP * 4;
     float3 by_position = {0.0f, 0.0f, 0.0f};
+#pragma unroll 1
     for (int plane = 0; plane < 3; plane++) {
         const PlaneCells c = plane_cells(p, point, plane);
         float3 slopes = {0.0f, 0.0f, 0.0f};

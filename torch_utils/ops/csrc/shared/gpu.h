@@ -7,7 +7,7 @@
 #else
 
 #define OMNI_DEVICE static __device__ __forceinline__
-#define OMNI_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define OMNI_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #define OMNI_PARAMS(type, name) const __grid_constant__ type name
 #define OMNI_SHARED(name) extern __shared__ float4 name[]
 #define OMNI_SHARED_USED(floats)

@@ -179,7 +179,7 @@ OMNI_DEVICE void look_up(const RenderParams& p, const Stored* grid, const float3
     float4 sum[STEPS];
 #pragma unroll
     for (int q = 0; q < STEPS; q++) sum[q] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
+#pragma unroll 1
     for (int plane = 0; plane < 3; plane++) {
         const PlaneCells c = plane_cells(p, point, plane);
 #pragma unroll

@@ -109,10 +109,10 @@ def quad_of_mask(mask, yaw_deg=0.0, pitch_deg=0.0, roll_deg=0.0, relation=None):
     half_crop = found.height / np.exp(_terms(yaw, pitch) @ relation.size)
     centre = np.array([found.middle + found.height * (_odd_terms(yaw, pitch) @ relation.across),
                        found.top + found.height * (_terms(yaw, pitch) @ relation.down), 1.0])
-    return _quad_around(matrix @ centre, half_crop, roll_deg), found
+    return quad_around(matrix @ centre, half_crop, roll_deg), found
 
 
-def _quad_around(centre, half_crop, roll_deg):
+def quad_around(centre, half_crop, roll_deg):
     """Quad whose published crop has that centre and half side."""
     half_side = half_crop / HALF_CROP
     step = 2 * half_side / crops.QUAD_SPAN
@@ -154,4 +154,4 @@ def _fit(terms, values, mean, spread):
     """Coefficients most likely after what was seen (Gaussian prior and noise)."""
     terms, mean = np.array(terms), np.array(mean)
     precision = terms.T @ terms / NOISE ** 2 + np.diag(1 / np.square(spread))
-    return tuple(mean + np.linalg.solve(precision, terms.T @ (np.array(values) - terms @ mean)) / NOISE ** 2)
+    return tuple((mean + np.linalg.solve(precision, terms.T @ (np.array(values) - terms @ mean)) / NOISE ** 2).tolist())

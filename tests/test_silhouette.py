@@ -1,0 +1,178 @@
+"""Heads without a face: crops by the silhouette on synthetic heads, where the truth is known, angles by hand and in sequences."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from dnnlib import UserError
+from photo_samples import FOLDER, needs_samples, picture, tools
+from preprocessing import PhotoOptions, crops, poses, prepare_photo, sequences, silhouette
+from preprocessing.batch import Batch, CropSet, Photos
+from preprocessing.prepare import PhotoError
+from training.synthetic.cameras import label_at
+from training.synthetic.heads import sample_identities
+from training.synthetic.render import render_heads
+
+SIZE = 192
+SIDES = (0.0, 90.0, 180.0, -90.0)
+
+
+def photographed(identity, yaws, seed=0, size=SIZE):
+    """(masks uint8, labels [N, 25], centres [N, 2], half sides [N], pictures) of a synthetic head at `yaws`: whole photographs in
+    which the family's crop lies anywhere, at any size. Centre and half side are the crop's, in pixels."""
+    rng = np.random.default_rng(seed)
+    zoom, shift = rng.uniform(0.5, 0.7, len(yaws)), rng.uniform([-0.08, -0.1], [0.08, 0.0], (len(yaws), 2))
+    labels = label_at(torch.tensor(yaws, dtype=torch.float32), 0.0)
+    wide = labels.clone()
+    wide[:, [16, 20]] *= torch.tensor(zoom, dtype=torch.float32)[:, None]
+    wide[:, [18, 21]] += torch.tensor(shift, dtype=torch.float32)
+    batch = render_heads(sample_identities([identity] * len(yaws)), wide, size, 1)
+    masks = (batch.mask[:, 0].numpy() * 255).round().astype(np.uint8)
+    images = ((batch.image + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return masks, labels.numpy(), (0.5 + shift) * size - 0.5, zoom * size / 2, images
+
+
+def quad_at(centre, half):
+    """Quad whose published crop lies there."""
+    return silhouette.quad_around(centre, half, 0.0)
+
+
+@pytest.mark.parametrize('identity', [60, 64])
+def test_fifty_cameras_all_round(identity):
+    """Yaw given, four views' crops known: scale and centre of the others within 3 % of the crop."""
+    yaws = np.concatenate([np.linspace(-178, 178, 50), SIDES])
+    masks, labels, centres, halves, _ = photographed(identity, yaws)
+    known = range(50, 54)
+    relation = silhouette.fit_relation([(masks[i], labels[i], quad_at(centres[i], halves[i])) for i in known])
+    for i in range(50):
+        quad, _ = silhouette.quad_of_mask(masks[i], yaws[i], relation=relation)
+        centre, half = silhouette.crop_centre(quad)
+        assert abs(half / halves[i] - 1) < 0.03, yaws[i]
+        assert np.hypot(*(centre - centres[i])) < 0.03 * 2 * halves[i], yaws[i]
+
+
+def test_crop_geometry_round_trip():
+    for roll in (0, 30, -100):
+        quad = silhouette.quad_around((321.5, 200.0), 140.0, roll)
+        centre, half = silhouette.crop_centre(quad)
+        assert centre == pytest.approx((321.5, 200)) and half == pytest.approx(140)
+    image = np.zeros((400, 600), np.uint8)
+    image[190:211, 311:333] = 255
+    crop = crops.crop_mask(image, silhouette.quad_around((321.5, 200.0), 140.0, 0))
+    rows, columns = np.nonzero(crop > 127)
+    assert (columns.mean(), rows.mean()) == pytest.approx((281, 281), abs=1)
+
+
+def test_leaning_heads_are_turned_upright():
+    """A picture turned by some degrees gives the same crop, turned."""
+    masks, *_ = photographed(60, [150.0], size=288)
+    straight, _ = silhouette.quad_of_mask(masks[0], 150.0)
+    for roll in (20.0, -35.0):
+        # Pillow turns anticlockwise.
+        leaning = np.asarray(PIL.Image.fromarray(masks[0]).rotate(-roll, PIL.Image.Resampling.BILINEAR))
+        quad, _ = silhouette.quad_of_mask(leaning, 150.0, roll_deg=roll)
+        angle = np.deg2rad(roll)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        wanted = (straight - 143.5) @ turn.T + 143.5
+        assert np.abs(quad - wanted).max() < 6
+
+
+def test_measures_of_simple_shapes():
+    """Of a wide bar, area = width * h = 0.8 h^2; soft edges count by their share."""
+    mask = np.zeros((300, 200), np.uint8)
+    mask[40:290, 60:140] = 255
+    found = silhouette.measure(mask)
+    assert (found.top, found.height, found.middle) == pytest.approx((39.5, 100, 99.5), abs=0.6) and not found.cut
+    mask[39, 60:140] = 128
+    assert silhouette.measure(mask).top == pytest.approx(39.0, abs=0.1)
+    speck = mask.copy()
+    speck[5:8, 180:183] = 255
+    assert silhouette.measure(speck).top == silhouette.measure(mask).top
+    mask[:40, 60:140] = 255
+    assert silhouette.measure(mask).cut
+    with pytest.raises(ValueError, match='empty'):
+        silhouette.measure(np.zeros((50, 50), np.uint8))
+
+
+def test_prepared_without_a_face_and_without_weights():
+    """The back of a head: mask and yaw are enough; the label is the camera's, the crop upright and of the published size."""
+    masks, labels, centres, halves, images = photographed(62, [170.0], size=640)
+    head, = prepare_photo(images[0], mask=masks[0], route='silhouette', yaw=170.0)
+    assert head.image.shape == (563, 563, 3) and head.mask.shape == (563, 563) and head.label_source == 'given'
+    assert head.angles_deg == pytest.approx((170, 0, 0), abs=1e-6) and head.face is None
+    assert head.label[:16] == pytest.approx(labels[0, :16], abs=1e-4)
+    assert poses.camera_angles(head.back_label)[0] == pytest.approx(-10)
+    estimated, = prepare_photo(images[0], mask=masks[0], route='silhouette', estimator=lambda image, mask: (160.0, 5.0, 0.0))
+    assert estimated.label_source == 'estimated' and estimated.angles_deg[:2] == pytest.approx((160, 5))
+    with pytest.raises(PhotoError, match='no angles given.*--yaw'):
+        prepare_photo(images[0], mask=masks[0], route='silhouette')
+    guessed, = prepare_photo(images[0], route='silhouette', yaw=170.0)
+    assert 'guess' in ' '.join(guessed.messages) and guessed.status == 'low confidence'
+
+
+@needs_samples
+def test_one_person_front_and_back(tmp_path):
+    """A front with a face and a mirrored outline as its back: the front tells how the back is cropped, so both match."""
+    image = picture('photos/trump_hillary.jpg')[:, :780]
+    head, = prepare_photo(image, tools=tools())
+    whole = np.zeros(image.shape[:2], np.uint8)
+    matrix = crops.crop_map(head.quad)
+    inverse = np.linalg.inv(matrix[:, :2])
+    yy, xx = np.mgrid[:image.shape[0], :image.shape[1]]
+    places = np.rint((np.stack([xx, yy], axis=-1) - matrix[:, 2]) @ inverse.T).astype(int)
+    inside = ((places >= 0) & (places < crops.CROP_SIZE)).all(axis=-1)
+    whole[inside] = head.mask[places[inside][:, 1], places[inside][:, 0]]
+    source = tmp_path / 'in'
+    source.mkdir()
+    PIL.Image.fromarray(image).save(source / 'front.png')
+    # No face: a plain head with the outline of the front, seen from behind.
+    back = np.where(whole[:, ::-1, None] > 127, np.uint8([90, 60, 40]), np.uint8([30, 60, 160]))
+    PIL.Image.fromarray(np.dstack([back, whole[:, ::-1]]).astype(np.uint8)).save(source / 'back.png')
+    job = Batch(tools(), PhotoOptions(), angles={'back.png': (162.0, None, None)}, same_person=True)
+    lines, _ = job.run(Photos(source), [CropSet(tmp_path / 'img', tmp_path / 'seg')], str)
+    sides = {line.source: line.quality['side'] for line in lines}
+    assert set(sides) == {'front.png', 'back.png'}
+    assert sides['back.png'] == pytest.approx(sides['front.png'], rel=0.08)
+    assert {line.source: round(line.angles[0]) for line in lines}['back.png'] == 162
+
+
+def test_yaws_of_a_sequence():
+    """Even pace: gaps are filled, also across the back; without two neighbours nothing is guessed."""
+    wanted = [sequences.wrapped(yaw) for yaw in range(-60, 300, 15)]
+    measured = {k: yaw for k, yaw in enumerate(wanted) if abs(yaw) <= 60}
+    filled = sequences.fill_yaws(measured, len(wanted))
+    assert len(filled) == len(wanted)
+    assert all(abs((filled[k] - yaw + 180) % 360 - 180) < 1e-9 for k, yaw in enumerate(wanted))
+    assert sequences.fill_yaws({0: 1.0}, 5) == {} and sequences.fill_yaws({0: 1.0, 4: 50.0}, 5) == {}
+    spread = sequences.spread_yaws(list('abcde'), 0, 360)
+    assert [spread[name][0] for name in 'abcde'] == [0, 90, 180, -90, 0]
+
+
+def test_angle_files(tmp_path):
+    (tmp_path / 'a.csv').write_text('name,yaw,pitch\na.jpg,170,\n# remark\nb.jpg,-20,5,3\n')
+    assert sequences.read_angles(tmp_path / 'a.csv') == {'a.jpg': (170, None, None), 'b.jpg': (-20, 5, 3)}
+    (tmp_path / 'a.json').write_text(json.dumps({'a.jpg': 190, 'b.jpg': [10, 5, 0]}))
+    assert sequences.read_angles(tmp_path / 'a.json') == {'a.jpg': (-170, None, None), 'b.jpg': (10, 5, 0)}
+    label = [str(v) for v in poses.label_of_camera(130, 10)]
+    (tmp_path / 'dataset.json').write_text(json.dumps({'labels': [['a.jpg', label]]}))
+    assert sequences.read_angles(tmp_path / 'dataset.json')['a.jpg'][:2] == pytest.approx((130, 10))
+    for name, text in (('x.csv', 'a.jpg,left\n'), ('y.csv', 'a.jpg\n'), ('z.csv', 'a.jpg,1,2,3,4\n'), ('x.json', '[1]'), ('y.json', '{'),
+                       ('z.json', '{"a.jpg": "x"}'), ('w.json', '{"labels": [["a", [1, 2]]]}')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f'--angles.*{name}'):
+            sequences.read_angles(tmp_path / name)
+    with pytest.raises(UserError, match='cannot be read'):
+        sequences.read_angles(tmp_path / 'absent.csv')
+
+
+@needs_samples
+def test_no_face_is_a_line_not_a_gap(tmp_path):
+    (tmp_path / 'in').mkdir()
+    for name in ('1.png', '2.png'):
+        PIL.Image.fromarray(photographed(61, [180.0], size=600)[4][0]).save(tmp_path / 'in' / name)
+    (tmp_path / 'in' / '3.jpg').write_bytes((FOLDER / 'photos/man.jpg').read_bytes())
+    lines, _ = Batch(tools(), PhotoOptions(matting='none')).run(Photos(tmp_path / 'in'), [], str)
+    assert [line.status for line in lines] == ['no face', 'no face', 'ok'] and '--yaw' in lines[0].messages[0]

@@ -129,7 +129,7 @@ class SwappedIdentity(ReferenceGenerator):
     """From behind, the head is somebody else's."""
 
     def render(self, field, ws, c, *args, **kwargs):
-        seeds = field.identities.seeds + OTHER_PERSON * _behind(c).long().cpu()
+        seeds = (field.identities.seeds + OTHER_PERSON * _behind(c).to(field.device)).cpu()
         return super().render(ReferenceField(sample_identities(seeds.tolist()).to(c.device)), ws, c, *args, **kwargs)
 
 

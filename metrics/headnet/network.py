@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
+from torch_utils.ops.resize import resize
 from training.synthetic.heads import CLOTH_KINDS, HAIR_STYLES
 from training.synthetic.parts import PARTS
 
@@ -123,11 +124,8 @@ class HeadNet(nn.Module):
         """float [N, 3, 64, 64] in [-1, 1] of uint8 or float images [N, 3, H, W]."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f'images must be [N, 3, H, W], got {tuple(images.shape)}')
-        if images.dtype == torch.uint8:
-            images = images.float() / 127.5 - 1
-        if images.shape[-2:] != (INPUT_SIZE, INPUT_SIZE):
-            images = F.interpolate(images.float(), size=(INPUT_SIZE, INPUT_SIZE), mode='bilinear', antialias=True)
-        return images
+        images = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+        return resize(images, INPUT_SIZE)
 
     def _stages(self, images):
         """The maps of all stages, [N, WIDTHS[i], 32 / 2^i, 32 / 2^i]."""

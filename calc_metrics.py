@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from dnnlib.cli import FiniteFloat, trust_pickle_option, user_errors
+from dnnlib.cli import FiniteFloat, require_fast_option, trust_pickle_option, user_errors
 from metrics import BACKGROUNDS, MODES, append_record, list_features, list_metrics, measure, report
 from torch_utils import distributed, misc
 
@@ -66,6 +66,7 @@ def names(_context, _option, value):
 @click.option('--report', help='HTML file to write: tables, plots over yaw and worst heads of all networks', metavar='PATH',
               type=click.Path(path_type=Path))
 @click.option('--gpus', help='Processes', type=click.IntRange(min=1), default=1, show_default=True)
+@require_fast_option()
 @click.option('--device', help='auto, cpu, cuda or mps', default='auto', show_default=True)
 @click.option('--cache/--no-cache', 'use_cache', help='Keep statistics of real images for the next run', default=True,
               show_default=True)

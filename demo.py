@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 import dnnlib
-from dnnlib.cli import FiniteFloat, user_errors, writable_folder
+from dnnlib.cli import FiniteFloat, require_fast_option, user_errors, writable_folder
 from torch_utils.misc import resolve_device
 
 HERE = Path(__file__).resolve().parent
@@ -58,6 +58,7 @@ def measured(run_dir):
 @click.option('--kimg', type=FiniteFloat(0), help="Thousand images to train on; default: the preset's")
 @click.option('--frames', default=120, show_default=True, type=click.IntRange(min=2), help='Frames of the film')
 @click.option('--shape-res', default=128, show_default=True, help='Points on a side of the shapes')
+@require_fast_option()
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or mps')
 @user_errors
 def main(outdir, preset, resolution, images, kimg, frames, shape_res, device):

@@ -27,16 +27,17 @@ def generate_mixtures(session, first, second, labels, mode='image'):
 
 @click.command()
 @cli.network_options(outdir='interpolation_out')
+@cli.precision_option()
 @cli.latent_options(seeds='0,1')
 @cli.picture_options()
 @user_errors
-def main(network, outdir, device, seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg, image_mode, nrr, sample_mult):
+def main(network, outdir, device, precision, seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg, image_mode, nrr, sample_mult):
     """Write a picture for every two seeds: rows are front, 45 degrees and back; columns take the second head's latents
     from layer 0, 2, 3, 4, 6 and 8 on, so that the second head stands left and the first shows more to the right."""
     if len(seeds) % 2:
         raise UserError(f'--seeds names {counted(len(seeds), "head")}; two are mixed at a time, so give an even number')
     outdir = writable_folder(outdir)
-    session = Session.open(network, device, nrr, sample_mult)
+    session = Session.open(network, device, nrr, sample_mult, precision)
     ws = session.seeds_to_ws(seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg)
     labels = trajectories.turned(session.camera(fov_deg), ROW_YAWS, pivot=trajectories.ORIGIN)
 

@@ -36,6 +36,7 @@ def generate_samples(session, ws, labels, mode='image', rgba=False):
 
 @click.command()
 @cli.network_options(outdir='out')
+@cli.precision_option()
 @cli.latent_options(seeds='0-3')
 @cli.latent_file_option()
 @cli.picture_options()
@@ -45,7 +46,7 @@ def generate_samples(session, ws, labels, mode='image', rgba=False):
 @click.option('--rgba', is_flag=True, help='Transparent background: the mask becomes the alpha channel.')
 @cli.shape_options()
 @user_errors
-def main(network, outdir, device, seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg, latent, image_mode, nrr,
+def main(network, outdir, device, precision, seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg, latent, image_mode, nrr,
          sample_mult, views, sheet, grid, rgba, with_shapes, shape_formats, shape_res, level, max_mem):
     """Write a strip of views, front to back, of the head of every seed."""
     name, given = cli.read_latent(latent)
@@ -55,7 +56,7 @@ def main(network, outdir, device, seeds, truncation_psi, truncation_cutoff, pose
                         'make them equal')
     shape_options = shapes.ShapeOptions(shape_formats, shape_res, level, max_mem) if with_shapes else None
     outdir = writable_folder(outdir)
-    session = Session.open(network, device, nrr, sample_mult)
+    session = Session.open(network, device, nrr, sample_mult, precision)
     if given is None:
         ws = session.seeds_to_ws(seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg)
     else:

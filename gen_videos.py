@@ -44,6 +44,7 @@ def video_name(keyframes, mode, name='seed'):
 
 @click.command(epilog=trajectories.FILE_FORMATS)
 @cli.network_options(outdir='out')
+@cli.precision_option()
 @cli.latent_options(seeds='0')
 @cli.latent_file_option()
 @click.option('--grid', type=Size(), default='1x1', show_default=True, help='Heads shown side by side, columns x rows.')
@@ -59,7 +60,7 @@ def video_name(keyframes, mode, name='seed'):
 @cli.picture_options()
 @cli.shape_options()
 @user_errors
-def main(network, outdir, device, seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg, latent, grid, num_keyframes,
+def main(network, outdir, device, precision, seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg, latent, grid, num_keyframes,
          interpolate, w_frames, fps, cfg, trajectory, image_mode, nrr, sample_mult, with_shapes, shape_formats, shape_res, level,
          max_mem):
     """Film the heads of the seeds; the camera goes once along its path in each video."""
@@ -67,7 +68,7 @@ def main(network, outdir, device, seeds, truncation_psi, truncation_cutoff, pose
     keyframes = arrange_seeds(seeds if given is None else range(len(given)), grid[0] * grid[1], num_keyframes)
     shape_options = shapes.ShapeOptions(shape_formats, shape_res, level, max_mem) if with_shapes else None
     outdir = writable_folder(outdir)
-    session = Session.open(network, device, nrr, sample_mult)
+    session = Session.open(network, device, nrr, sample_mult, precision)
     camera = session.camera(fov_deg)
     videos = [keyframes] if interpolate else [[row] for row in keyframes]
     num_frames = w_frames * len(videos[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import dnnlib
-from dnnlib.cli import FiniteFloat, trust_pickle_option, user_errors, writable_folder
+from dnnlib.cli import FiniteFloat, require_fast_option, trust_pickle_option, user_errors, writable_folder
 from metrics import check_metrics, snapshot_evaluator
 from torch_utils import distributed, misc
 from training.configure import CHOICES, describe_run, set_values, training_config
@@ -31,7 +31,9 @@ class RayLimit(FiniteFloat):
 
 # Flag, type, help. Values come from --cfg and --preset unless given; training/presets.py holds the defaults.
 FLAGS = [
-    ('seg_data', TEXT, 'Masks: folder or zip'), ('cfg', TEXT, 'Base: ' + ', '.join(CHOICES['cfg'])), ('batch', WHOLE, 'Images a step'),
+    ('extra_data', TEXT, 'More images, such as good back views'), ('extra_seg', TEXT, '... their masks'),
+    ('extra_repeat', WHOLE, '... how often they come'), ('seg_data', TEXT, 'Masks: folder or zip'),
+    ('cfg', TEXT, 'Base: ' + ', '.join(CHOICES['cfg'])), ('batch', WHOLE, 'Images a step'),
     ('preset', TEXT, 'Recipe: ' + ', '.join(PRESETS)), ('gpus', WHOLE, 'Processes'), ('device', TEXT, 'auto, cpu, cuda or mps'),
     ('gamma', NUMBER, 'R1 weight'), ('gamma_seg', NUMBER, 'R1 weight of masks'), ('batch-gpu', WHOLE, 'Images at once per process'),
     ('mirror', FLAG, 'Mirrored images as well'), ('cond', FLAG, 'Use labels'), ('min_yaw', NUMBER, 'Least |yaw|'),
@@ -91,6 +93,7 @@ def run_process(config, run_dir):
 @click.option('--fresh', is_flag=True, help='A new run, even if an unfinished one of this configuration could be gone on with')
 @click.option('--allow-changes', is_flag=True, help='Go on with --resume RUN_FOLDER though settings differ')
 @click.option('-n', '--dry-run', is_flag=True, help='Print the configuration and stop')
+@require_fast_option()
 @trust_pickle_option()
 @user_errors
 def main(outdir, assignments, fresh, allow_changes, dry_run, **flags):
@@ -106,9 +109,11 @@ def main(outdir, assignments, fresh, allow_changes, dry_run, **flags):
     check_metrics(config['run']['metrics'], config['run']['metrics_num'], config['run']['metrics_features'])
     set_values(config, assignments)
     data = config['training_set']
-    faults = check_dataset(data['path'], data['seg_path'], use_labels=data['use_labels'], need_labels=data['use_labels'])
-    if faults:
-        raise faults_error(faults, data['path'])
+    for part in ('', 'extra_'):
+        path = data.get(f'{part}path')
+        faults = path and check_dataset(path, data[f'{part}seg_path'], use_labels=data['use_labels'], need_labels=data['use_labels'])
+        if faults:
+            raise faults_error(faults, path)
     check_run(config)
     if run_dir is not None:
         check_same_run(run_dir, config, allow_changes)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from dnnlib.util import UserError
+from dnnlib.util import REQUIRE_FAST, UserError
 
-# Set while a command runs that was given --trust-pickle: in the environment, so that the processes it starts know as well.
-TRUST_PICKLE = 'OMNIHEAD_TRUST_PICKLE'
+TRUST_PICKLE = 'OMNIHEAD_TRUST_PICKLE'   # set while a command runs that was given --trust-pickle
 
 
 def user_errors(command):
@@ -27,15 +26,26 @@ def user_errors(command):
     return wrapper
 
 
-def trust_pickle_option():
-    """--trust-pickle: network files are executed as Python's own pickle does it, instead of being read by our reader."""
+def _environment_flag(flag, variable, text):
+    """A flag without a value of its own: while the command runs, `variable` is '1' in the environment, so that the processes
+    it starts know as well."""
     def note(context, _, wished):
         if wished:
-            former = os.environ.get(TRUST_PICKLE)
-            os.environ[TRUST_PICKLE] = '1'
-            context.call_on_close(lambda: os.environ.pop(TRUST_PICKLE) if former is None else None)
-    return click.option('--trust-pickle', is_flag=True, expose_value=False, callback=note,
-                        help='Execute everything that a network file says, as Python\'s pickle does: only for files of your own.')
+            former = os.environ.get(variable)
+            os.environ[variable] = '1'
+            context.call_on_close(lambda: os.environ.pop(variable) if former is None else os.environ.update({variable: former}))
+    return click.option(flag, is_flag=True, expose_value=False, callback=note, help=text)
+
+
+def trust_pickle_option():
+    """--trust-pickle: network files are executed as Python's own pickle does it, instead of being read by our reader."""
+    return _environment_flag('--trust-pickle', TRUST_PICKLE,
+                             'Execute everything that a network file says, as Python\'s pickle does: only for files of your own.')
+
+
+def require_fast_option():
+    """--require-fast: an error where plain PyTorch would silently take the place of an operator of our own."""
+    return _environment_flag('--require-fast', REQUIRE_FAST, 'Fail where our fast operators cannot run, instead of running slowly.')
 
 
 class SeedRange(click.ParamType):

@@ -13,6 +13,9 @@ import urllib.request
 from pathlib import Path
 
 
+REQUIRE_FAST = 'OMNIHEAD_REQUIRE_FAST'   # set while a command runs that was given --require-fast
+
+
 class UserError(ValueError):
     """Something the user gave is wrong: the message names the flag or file, the value seen, and the remedy.
     Scripts print it without a traceback and exit with code 2 (see dnnlib.cli)."""

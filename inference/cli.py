@@ -6,9 +6,10 @@ import click
 from tqdm import tqdm
 
 from dnnlib import UserError
-from dnnlib.cli import ByteSize, FiniteFloat, SeedRange, trust_pickle_option
+from dnnlib.cli import ByteSize, FiniteFloat, SeedRange, require_fast_option, trust_pickle_option
 from inference import heads, shapes
 from inference.images import IMAGE_MODES
+from training.networks.precision import PRECISIONS
 
 
 class NameList(click.ParamType):
@@ -37,13 +38,20 @@ def stack(options):
 
 
 def network_options(outdir):
-    """--network, --outdir, --device: which network, where its pictures go, and where it runs."""
+    """--network, --outdir, --device, --require-fast: which network, where its pictures go, and where it runs."""
     return stack([
         click.option('--network', metavar='PKL|URL|demo', required=True, help='Network file, address, or the one carried along.'),
         click.option('--outdir', metavar='DIR', default=outdir, show_default=True, help='Where the results go.'),
         click.option('--device', default='auto', show_default=True, help='Where the network runs: auto, cpu, cuda or mps.'),
+        require_fast_option(),
         trust_pickle_option(),
     ])
+
+
+def precision_option():
+    """--precision: the type that convolutions compute in."""
+    return click.option('--precision', type=click.Choice(PRECISIONS), default='auto', show_default=True,
+                        help='Type the convolutions compute in; auto: the fastest whose pictures look the same.')
 
 
 def latent_options(seeds):

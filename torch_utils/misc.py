@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from dnnlib.util import UserError
 from torch_utils import distributed
+from torch_utils.ops import cuda_build, native
 
 
 def resolve_device(name):
@@ -27,7 +28,19 @@ def resolve_device(name):
     if (device.index or 0) >= available.get(device.type, 0):
         kinds = ', '.join(f'{kind} ({count})' for kind, count in available.items() if count)
         raise UserError(f'--device {name}: not available here; use auto or one of {kinds}')
+    if native.required():
+        _check_fast(device)
     return device
+
+
+def _check_fast(device):
+    """UserError where our operators do not run on `device`."""
+    if device.type == 'cpu':
+        native.load_native()
+    elif device.type == 'cuda':
+        cuda_build.load_cuda(device)
+    else:
+        native.fallback('operators of our own', f'there are none for {device.type}')
 
 
 @functools.lru_cache(maxsize=None)

@@ -2,7 +2,7 @@
 
 The library is built in a folder of its own and renamed into place when it is whole: a build that is killed leaves
 nothing that later ones could mistake for it or wait for, and of two that start together the first to end is kept.
-OMNIHEAD_NATIVE=0 switches the operators off.
+OMNIHEAD_NATIVE=0 switches the operators off; OMNIHEAD_REQUIRE_FAST=1 (--require-fast) makes their absence an error.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from dnnlib.util import cache_folder
+from dnnlib.util import REQUIRE_FAST, UserError, cache_folder
 
 SOURCES = Path(__file__).parent / 'csrc'
 LIBRARY = 'omnihead_cpu'
@@ -38,8 +38,31 @@ def enabled():
 
 def load_native():
     """Whether torch.ops.omnihead is ready, building it first where that was never done. After a failure, whose reason
-    goes to stderr in one line, the answer stays no for the process."""
-    return enabled() and _load_once()
+    goes to stderr in one line, the answer stays no for the process. UserError instead under --require-fast."""
+    usable, reason = status()
+    if not usable:
+        fallback('the C++ operators', reason)
+    return usable
+
+
+def status():
+    """(whether the C++ operators run here, why not in a few words or which instructions they use)."""
+    if not enabled():
+        return False, 'OMNIHEAD_NATIVE=0'
+    reason = _load_once()
+    return not reason, reason or f'compiled C++, {torch.ops.omnihead.instruction_set()}'
+
+
+def required():
+    """Whether plain PyTorch may not take the place of our operators: --require-fast, or OMNIHEAD_REQUIRE_FAST=1."""
+    return os.environ.get(REQUIRE_FAST, '0') not in ('', '0')
+
+
+def fallback(what, reason):
+    """Note that plain PyTorch does the work of `what`: nothing, or under --require-fast a UserError."""
+    if required():
+        raise UserError(f'--require-fast: plain PyTorch would take the place of {what} ({reason}); '
+                        'python -m torch_utils.doctor says what to do, or leave out --require-fast')
 
 
 def compile_flags():
@@ -60,6 +83,7 @@ def build_folder():
 
 @functools.lru_cache(maxsize=1)
 def _load_once():
+    """What is wrong with the library, or nothing."""
     try:
         folder = build_folder()
         library = folder / f'{LIBRARY}.so'
@@ -67,13 +91,13 @@ def _load_once():
             torch.ops.load_library(str(library))
         else:
             _build(folder)
-        return True
+        return ''
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = next((line for line in lines if 'error:' in line), lines[0]).strip()[:200]
         sys.stderr.write(f'omnihead: C++ operators are not available ({reason}); plain PyTorch is used, slower. Install a C++ '
                          'compiler and ninja, or set OMNIHEAD_NATIVE=0 to silence this.\n')
-        return False
+        return reason
 
 
 def _build(folder):

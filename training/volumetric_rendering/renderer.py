@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional, Union
 import torch
 
 from torch_utils import streams
+from torch_utils.ops.native import fallback
 from training.volumetric_rendering.compositing import Composite, interval_weights, march
 from training.volumetric_rendering.rays import box_limits
 from training.volumetric_rendering.sampling import importance_depths, midpoint_noise, stratified_depths
@@ -104,6 +105,7 @@ def render_rays(field, rays, options, noise=None):
     fused = field.render_fused(rays, options, noise)
     if fused is not None:
         return Composite(*fused)
+    fallback('the fused volume renderer', f'not for {type(field).__name__} on {rays.origins.device} with these options')
     near, far = ray_limits(rays, options)
     depths = stratified_depths(near, far, noise.coarse)
     density, features = _query(field, rays, depths, noise.coarse_density, options)

@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ HEADS = {384: 6, 768: 12, 1024: 16}                  # by width
 NAMES = {384: 'dinov2_vits14', 768: 'dinov2_vitb14', 1024: 'dinov2_vitl14'}
 # What torch.load and a look at the first entries raise for other files.
 NOT_WEIGHTS = (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError,
-               UnicodeDecodeError)
+               UnicodeDecodeError, zipfile.BadZipFile)
 POSITION_OFFSET = 0.1                                # of the published interpolation of position embeddings
 
 
@@ -107,6 +108,10 @@ def read_dinov2(data, device, flag):
     """FeatureNetwork of the bytes of a published weights file, None if they are something else. UserError if weights are
     missing."""
     try:
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                    return None                      # TorchScript
         state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
         width, depth = state['cls_token'].shape[-1], 1 + max(int(m[1]) for m in (re.match(r'blocks\.(\d+)\.', k) for k in state) if m)
     except NOT_WEIGHTS:

@@ -107,9 +107,7 @@ class Evaluator:
     def number(self, source, job):
         """Images of a source that a job wants."""
         e = self.evaluation
-        if source == 'real':
-            return min(job.max_real, len(e.dataset))
-        return job.num if e.fakes is None else min(job.num, len(e.fakes))
+        return min(job.max_real, len(e.dataset)) if source == 'real' else job.num
 
     def compute(self, job):
         """{figure: number} of a job, the same in every process."""
@@ -219,6 +217,8 @@ def measure(network, data=None, seg=None, metrics=('frechet_seeded',), num=None,
     evaluation = Evaluation(generator, dataset, num or 2, mode, device, batch_size, seed, progress, truncation_psi, background,
                             fakes=others)
     jobs = plan(metrics, num, features, device)
+    if others is not None:
+        jobs = [dataclasses.replace(job, num=min(job.num, len(others))) for job in jobs]
     for job in jobs:
         if job.num < job.metric.num and not job.metric.fixed_features:
             warnings.warn(f'{job.metric.name} with {job.num} samples instead of {job.metric.num}: reported as {job.name}; '

@@ -123,7 +123,9 @@ def load_torchscript(data, device, flag):
     except (RuntimeError, ValueError, TypeError) as error:
         raise dnnlib.UserError(f'{flag}: not a TorchScript file; save one with torch.jit.save, or choose one of '
                                f'{", ".join(list_features())}') from error
-    return module.eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module.eval()
 
 
 def _probe(call, device, flag, what, columns=None):

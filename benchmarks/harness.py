@@ -53,7 +53,7 @@ def command(function):
     """Click command with the options of every benchmark, which `function` gets as keyword arguments."""
     for option in reversed([
             click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or mps'),
-            click.option('--threads', type=click.IntRange(min=1), default=None, help='Threads of PyTorch  [default: its own]'),
+            click.option('--threads', type=click.IntRange(min=1), default=None, help='Of PyTorch  [default: its own]'),
             click.option('--precision', default='auto', show_default=True, help='Of the convolutions; the reference has float32.'),
             click.option('--repeats', type=click.IntRange(min=1), default=5, show_default=True, help='Timed calls, after one that is not counted'),
             click.option('--reference', is_flag=True, help='Time the plain published work in the same run.')]):

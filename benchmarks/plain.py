@@ -21,13 +21,15 @@ def grouped_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=N
     if torch.is_grad_enabled():
         x = conv2d_resample.modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)
         return bias_act(x, bias, act=act, gain=gain, clamp=clamp)
-    n, channels, height, width = x.shape
+    n, _, height, width = x.shape
     weights = weight[None] * styles[:, None, :, None, None]                                    # [N, O, I, K, K]
     if demodulate:
         weights = weights * (weights.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
-    images = [conv2d_resample.conv2d_resample(x[i:i + 1], weights[i], resample_filter, up=up, padding=padding) for i in range(n)] if up > 1 \
-        else torch.nn.functional.conv2d(x.reshape(1, n * channels, height, width), weights.flatten(0, 1), padding=padding, groups=n) \
-        .reshape(n, -1, height, width).split(1)
+    if up > 1:
+        images = [conv2d_resample.conv2d_resample(x[i:i + 1], weights[i], resample_filter, up=up, padding=padding) for i in range(n)]
+    else:
+        grouped = torch.nn.functional.conv2d(x.reshape(1, -1, height, width), weights.flatten(0, 1), padding=padding, groups=n)
+        images = grouped.reshape(n, -1, *grouped.shape[2:]).split(1)
     x = torch.cat(list(images)) if n > 1 else images[0]
     x = x if noise is None else x.add_(noise)
     return bias_act(x, bias, act=act, gain=gain, clamp=clamp)

@@ -17,8 +17,8 @@ SHAPES = [(2, 32, 64, 13, 9), (1, 16, 48, 8, 8), (3, 64, 128, 5, 30), (1, 16, 16
 def layer(n, channels, out, height, width, up, dtype):
     """Arguments of modulated_layer."""
     noise = torch.randn(n or 1, 1, height * up, width * up)
-    return dict(x=torch.randn(n, channels, height, width).to(dtype), weight=torch.randn(out, channels, 3, 3), styles=torch.rand(n, channels) + 0.5,
-                noise=noise, bias=torch.randn(out), act='lrelu', gain=1.3, up=up, padding=1,
+    return dict(x=torch.randn(n, channels, height, width).to(dtype), weight=torch.randn(out, channels, 3, 3),
+                styles=torch.rand(n, channels) + 0.5, noise=noise, bias=torch.randn(out), act='lrelu', gain=1.3, up=up, padding=1,
                 resample_filter=setup_filter([1, 3, 3, 1]) + 0.01 * torch.randn(4, 4))
 
 

@@ -74,7 +74,8 @@ def reuse_freed_memory():
     trim_threshold, mmap_threshold = -1, -3   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version   # other libraries have no such name, and other numbers
+        if not hasattr(library, 'gnu_get_libc_version'):   # other libraries have other numbers
+            return
         for option in (trim_threshold, mmap_threshold):
             library.mallopt(option, 2 ** 31 - 1)
 

@@ -18,9 +18,9 @@ COMPILER = shutil.which('g++') if sys.platform.startswith('linux') else None
 FLAGS = ['-std=c++17', '-O1', '-shared', '-fPIC', '-Wall', '-Werror', '-Wno-unknown-pragmas', '-Wno-unused-function', '-DOMNI_EMULATE']
 # A small GPU, so that blocks go through several rays and rows of sums have to be added up.
 FACTS = cuda_build.Facts('emulated', 2, 99 << 10, 100 << 10)
-PARAMS = {'volume_render_forward': 'omni::RenderParams', 'volume_render_backward': 'omni::RenderParams', 'plane_query': 'omni::RenderParams',
-          'pack_planes': 'omni::PackParams', 'unpack_planes': 'omni::PackParams', 'bias_act': 'omni::BiasActParams',
-          'upfirdn2d': 'omni::UpFirDnParams'}
+RENDERER, PACKING = 'omni::RenderParams', 'omni::PackParams'
+PARAMS = {'volume_render_forward': RENDERER, 'volume_render_backward': RENDERER, 'plane_query': RENDERER, 'pack_planes': PACKING,
+          'unpack_planes': PACKING, 'bias_act': 'omni::BiasActParams', 'upfirdn2d': 'omni::UpFirDnParams'}
 
 
 class EmulatedKernel:

@@ -198,8 +198,8 @@ def _prepare(field, points, box_warp, axes, trilinear, activation, crop_limit, w
     _require(grids in (n, 1), f'planes are of {grids} identities, rays of {n}')
     channels, hidden, colours = planes.shape[2], w1.shape[0], w2.shape[0] - 1
     layers = 2 if trilinear and planes.shape[3] > 1 else 1
-    held = [_pack(planes), *(_checked(t, name, shape, planes) for t, name, shape in (
-        (w1, 'weight1', (hidden, channels)), (b1, 'bias1', (hidden,)), (w2, 'weight2', (1 + colours, hidden)), (b2, 'bias2', (1 + colours,))))]
+    shapes = dict(weight1=(hidden, channels), bias1=(hidden,), weight2=(1 + colours, hidden), bias2=(1 + colours,))
+    held = [_pack(planes), *(_checked(t, name, shape, planes) for t, (name, shape) in zip(field[1:], shapes.items()))]
     params = RenderParams(*map(_address, held))
     params.num_rays, params.rays_per_grid = n * m, max(n * m if grids == 1 else m, 1)
     params.layers, params.height, params.width = planes.shape[3:]

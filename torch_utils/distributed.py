@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from dnnlib.util import UserError
 from torch_utils import watch
@@ -76,17 +77,52 @@ def _join_group(device):
     backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' and dist.is_nccl_available() else 'gloo'
     limit = datetime.timedelta(seconds=watch.timeout() + STORE_MARGIN)
     folder = os.environ.get(FOLDER)
-    method = 'env://' if folder is None else (Path(folder) / 'rendezvous').as_uri()
-    dist.init_process_group(backend, init_method=method, timeout=limit, **world)
     if folder is not None:
+        dist.init_process_group(backend, init_method=(Path(folder) / 'rendezvous').as_uri(), timeout=limit, **world)
         board = watch.FolderBoard(folder)
     else:
-        # A connection of its own, so that the watch is heard while the main thread waits; a name of its own, because the
-        # store outlives the processes of an elastic run.
-        name = gather_objects(uuid.uuid4().hex)[0]
-        store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), world['world_size'], is_master=False)
-        board = watch.StoreBoard(dist.PrefixStore(f'omnihead/{name}', store))
+        store = _torchrun_store(world['rank'] == 0, limit)
+        meeting = _meet(watch.StoreBoard(dist.PrefixStore('omnihead', store)), store, **world)
+        dist.init_process_group(backend, store=dist.PrefixStore(f'{meeting}/group', store), timeout=limit, **world)
+        # A connection of its own, so that the watch is heard while the main thread waits.
+        board = watch.StoreBoard(dist.PrefixStore(f'{meeting}/board', _torchrun_store(False, limit)))
     watch.start(board, **world)
+
+
+def _torchrun_store(keep, limit):
+    """A connection to the store of this run, which torchrun keeps, or the process that may `keep` it."""
+    kept_by_torchrun = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+    return dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=keep and not kept_by_torchrun,
+                         timeout=limit, wait_for_workers=False)
+
+
+def _meet(board, store, rank, world_size):
+    """A name that the processes of this start, and no others, have in common. torchrun's store outlives the processes that
+    it restarts: what those before have left in it must not be taken for the words of their successors. Every process says
+    hello with a token of its own, and rank 0 answers each new token with the name until all have heard it."""
+    token, deadline = uuid.uuid4().hex, time.monotonic() + watch.timeout()
+    if rank > 0:
+        board.post(f'hello-{rank}', token)
+        while not (answer := board.read(f'welcome-{rank}') or '').startswith(token):
+            _not_later_than(deadline, f'rank {rank} waited for rank 0')
+        name = answer.removeprefix(token)
+        store.add(f'{name}/met', 1)
+        return name
+    answered = {}
+    while store.add(f'{token}/met', 0) < world_size - 1:
+        for other in range(1, world_size):
+            hello = board.read(f'hello-{other}')
+            if hello is not None and hello != answered.get(other):
+                board.post(f'welcome-{other}', hello + token)
+                answered[other] = hello
+        _not_later_than(deadline, f'rank 0 waited for {world_size - 1} other processes and heard of {len(answered)}')
+    return token
+
+
+def _not_later_than(deadline, what):
+    time.sleep(POLL)
+    if time.monotonic() > deadline:
+        raise TimeoutError(f'{what}, for {watch.timeout():.0f} s')
 
 
 def _local_gpu(index):
@@ -273,6 +309,7 @@ def _signals_left_to_others(processes):
 def _run_process(local_rank, fn, num, folder, args):
     os.environ.update(RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(num), LOCAL_WORLD_SIZE=str(num))
     os.environ[FOLDER] = folder
+    tqdm.set_lock(threading.RLock())   # not one between processes, which would be reported as left behind when they are killed
     try:
         fn(*args)
         cleanup()

@@ -68,9 +68,13 @@ def build_phases(loss, networks, opt_configs):
 
 
 def load_resumed(path, networks):
-    """Copy a snapshot's networks into `networks`, a dict of 'G', 'D' and optionally 'G_ema'. Raises UserError if the
-    snapshot lacks one, or if they are not of the same kind and size."""
+    """Copy a snapshot's networks into `networks`, a dict of 'G', 'D' and optionally 'G_ema'. Of a snapshot with G_ema alone,
+    as networks are shared, G starts as G_ema and D anew. Raises UserError if the snapshot lacks one, or if they are not of
+    the same kind and size."""
     loaded = load_snapshot(path, keys=('G', 'D', 'G_ema'))
+    if loaded['G'] is None and loaded['D'] is None:
+        networks = {key: network for key, network in networks.items() if key != 'D'}
+        loaded['G'] = loaded['G_ema']
     for key, network in networks.items():
         if loaded[key] is None:
             raise dnnlib.UserError(f'--resume {path}: the snapshot has no {key}; training goes on from one that train.py wrote')

@@ -18,6 +18,7 @@ from training.representations.planes import PLANE_AXES
 GENERATORS = {'panohead': 'training.generators.panohead.PanoHeadGenerator', 'eg3d': 'training.generators.eg3d.EG3DGenerator'}
 DISCRIMINATOR = 'training.discriminators.multi_input.MultiInputDiscriminator'
 DATASET = 'training.dataset.HeadDataset'
+JOINED_DATASET = 'training.dataset_joined.JoinedDataset'
 DISC_MODULES = ('DualDiscriminator', 'MaskDualDiscriminator', 'MaskDualDiscriminatorV2')
 AUGMENTATION_MODES = ('noaug', 'ada', 'fixed')
 CHOICES = {
@@ -37,7 +38,8 @@ BOUNDS = {
     'neural_rendering_resolution_initial': (4, 1024), 'neural_rendering_resolution_final': (4, 1024),
     'neural_rendering_resolution_fade_kimg': (0, None), 'gpc_reg_fade_kimg': (0, None), 'resume_kimg': (0, None), 'c_noise': (0, None),
     'disc_c_noise': (0, None), 'density_reg_p_dist': (0, None), 'decoder_lr_mul': (1e-6, None), 'max_pitch': (0, 90),
-    'max_size': (1, None), 'state_minutes': (0, None), 'state_ticks': (0, None), 'keep_states': (1, None), 'prior_yaw': (0, 180),
+    'extra_repeat': (1, None), 'max_size': (1, None),
+    'state_minutes': (0, None), 'state_ticks': (0, None), 'keep_states': (1, None), 'prior_yaw': (0, 180),
     'prior_pitch': (0, 80),
 }
 
@@ -187,9 +189,7 @@ def training_config(given):
         augment=None if o.aug == 'noaug' else dict(
             strengths=AUGMENT_PRESETS[o.augpipe], p=o.p if o.aug == 'fixed' else 0.0, target=o.target if o.aug == 'ada' else None),
         ema=dict(halfkimg=o.batch * 10 / 32 if o.ema_kimg is None else o.ema_kimg, rampup=None if o.resume else 0.05),
-        training_set=dict(class_name=DATASET, path=str(o.img_data), seg_path=None if o.seg_data is None else str(o.seg_data),
-                          use_labels=o.cond, xflip=o.mirror, min_yaw=o.min_yaw, max_yaw=o.max_yaw, max_pitch=o.max_pitch,
-                          back_repeat=o.back_repeat, max_size=o.max_size, random_seed=o.seed),
+        training_set=training_set(o),
         # Cameras of fakes where images have no labels: uniform within these angles in degrees.
         camera_prior=dict(yaw=o.prior_yaw, pitch=o.prior_pitch),
         run=dict(batch_size=o.batch, batch_gpu=o.batch_gpu, num_gpus=o.gpus, device=o.device, total_kimg=o.kimg, kimg_per_tick=o.tick,
@@ -199,6 +199,22 @@ def training_config(given):
                  metrics_features=o.metrics_features and [name.strip() for name in o.metrics_features.split(',')],
                  cudnn_benchmark=not o.nobench, precision=o.precision),
     )
+
+
+def training_set(options):
+    """The image set of --img_data and --seg_data, joined with that of --extra_data and --extra_seg where given."""
+    o = options
+    base = dict(class_name=DATASET, path=str(o.img_data), seg_path=None if o.seg_data is None else str(o.seg_data),
+                use_labels=o.cond, xflip=o.mirror, min_yaw=o.min_yaw, max_yaw=o.max_yaw, max_pitch=o.max_pitch,
+                back_repeat=o.back_repeat, max_size=o.max_size, random_seed=o.seed)
+    if o.extra_data is None:
+        if o.extra_seg is not None or o.extra_repeat != 1:
+            raise dnnlib.UserError('--extra_seg and --extra_repeat belong to --extra_data, which is missing')
+        return base
+    if (o.seg_data is None) != (o.extra_seg is None):
+        raise dnnlib.UserError('--seg_data and --extra_seg: give masks for both sets or for none')
+    return {**base, **dict(class_name=JOINED_DATASET, extra_path=str(o.extra_data), extra_repeat=o.extra_repeat,
+                           extra_seg_path=None if o.extra_seg is None else str(o.extra_seg))}
 
 
 def describe_run(config, options):

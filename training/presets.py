@@ -7,6 +7,7 @@
 DEFAULTS = dict(
     # data and conditioning
     cond=True, mirror=False, min_yaw=0, max_yaw=180, max_pitch=90, back_repeat=1, max_size=None,
+    extra_data=None, extra_seg=None, extra_repeat=1,
     gen_pose_cond=False, c_scale=1.0, c_noise=0.0, gpc_reg_prob=0.5, gpc_reg_fade_kimg=1000.0,
     prior_yaw=180.0, prior_pitch=15.0,
     # generator
@@ -50,10 +51,14 @@ _SMALL = dict(
     triplane_size=64, triplane_depth=3, map_depth=2, d_map_depth=2, depth_resolution=16, depth_resolution_importance=12,
     ray_start=2.25, ray_end=3.15, pivot=(0.0, 0.0, 0.0), g_num_fp16_res=4, noise_mode='none', workers=0)
 
+# Fine-tuning on a set joined with one of good back views (--extra_data): everything that fades in is there already.
+_BACKS = dict(resume_kimg=1000.0, kimg=2000.0, blur_fade_kimg=0.0, gpc_reg_fade_kimg=0.0, density_noise_fade_kimg=0.0, snap=10)
+
 PRESETS = {
     # name                 base            differences                                                          figure
     'panohead-512':        {**_PANOHEAD},                                                                     # FID 5.37 (PanoHead, FFHQ-F)
     'panohead-512-stage2': {**_PANOHEAD, **dict(neural_rendering_resolution_final=128, resume_kimg=1000.0)},  # same, after --resume
+    'panohead-512-backs':  {**_PANOHEAD, **_BACKS, **dict(neural_rendering_resolution_final=128)},
     'panohead-256':        {**_PANOHEAD, **dict(sr_module='SuperresolutionHybrid4X')},
     'panohead-128':        {**_PANOHEAD, **dict(cbase=8192, cmax=256, triplane_size=64, neural_rendering_resolution_initial=32)},
     'eg3d-512':            {**_EG3D},                                                                         # FID 4.7 (EG3D, FFHQ)
@@ -61,6 +66,9 @@ PRESETS = {
     'synthetic-64':        {**_SMALL, **dict(batch=8, gamma=0.1, gamma_seg=0.1, cbase=2048, cmax=64, d_cbase=2048, d_cmax=128,
                                              sr_channel_scale=0.5, neural_rendering_resolution_initial=32,
                                              ema_kimg=1.0, kimg=12.0, tick=1.0, snap=2)},
+    'synthetic-64-backs':  {**_SMALL, **_BACKS, **dict(batch=8, gamma=0.1, gamma_seg=0.1, cbase=2048, cmax=64, d_cbase=2048, d_cmax=128,
+                                             sr_channel_scale=0.5, neural_rendering_resolution_initial=32, gen_pose_cond=False,
+                                             ema_kimg=1.0, resume_kimg=88.0, kimg=96.0, tick=1.0, snap=2)},
     'synthetic-128':       {**_SMALL, **dict(batch=8, gamma=0.4, gamma_seg=0.4, cbase=4096, cmax=128, d_cbase=4096, d_cmax=256,
                                              sr_channel_scale=0.5, neural_rendering_resolution_initial=64,
                                              ema_kimg=2.0, kimg=200.0, tick=2.0, snap=5)},

@@ -63,8 +63,10 @@ def overhead(seconds, run):
     """{what: percent of the time of steps} from the seconds of the pieces and a run's settings."""
     step = seconds['steps'] / STEPS
     tick = step * max(run['kimg_per_tick'] * 1000 / run['batch_size'], 1)
-    states_a_tick = (1 / run['snapshot_ticks'] if run['snapshot_ticks'] else 0) + (tick / 60 / run['state_minutes'] if run['state_minutes'] else 0)
-    parts = {'monitors': seconds['monitors'] / tick, 'timers': 2 * seconds['timers'] / TIMERS / step, 'states': seconds['state'] * states_a_tick / tick}
+    with_snapshots = 1 / run['snapshot_ticks'] if run['snapshot_ticks'] else 0
+    by_the_clock = tick / 60 / run['state_minutes'] if run['state_minutes'] else 0
+    parts = {'monitors': seconds['monitors'] / tick, 'timers': 2 * seconds['timers'] / TIMERS / step,
+             'states': seconds['state'] * (with_snapshots + by_the_clock) / tick}
     return {**{name: round(100 * part, 3) for name, part in parts.items()}, 'all': round(100 * sum(parts.values()), 3)}
 
 
@@ -92,10 +94,10 @@ def main(preset, resolution, device, repeats):
     seconds = {clock: {name: statistics.median(sample[clock] for sample in rows) for name, rows in samples.items()}
                for clock in ('cpu_sec', 'wall_sec')}
     settings = {name: config['run'][name] for name in ('batch_size', 'kimg_per_tick', 'snapshot_ticks', 'state_minutes')}
+    rounded = {clock: {name: round(value, 5) for name, value in values.items()} for clock, values in seconds.items()}
     click.echo(json.dumps({'benchmark': 'overhead', 'preset': preset, **settings,
                            'overhead_percent': {clock: overhead(values, config['run']) for clock, values in seconds.items()},
-                           'seconds': {clock: {name: round(value, 5) for name, value in values.items()} for clock, values in seconds.items()},
-                           'repeats': repeats, **environment(device, torch.get_num_threads())}))
+                           'seconds': rounded, 'repeats': repeats, **environment(device, torch.get_num_threads())}))
 
 
 if __name__ == '__main__':

@@ -149,7 +149,7 @@ def cut(image, seed):
             likelihood = [Mixture(vectors[group[::max(len(group) // SAMPLES, 1)]]).log_likelihood(vectors) for group in groups]
             odds = odds + np.clip(likelihood[0] - likelihood[1], -8, 8).reshape(height, width)
         odds = np.where(seed.head, HARD, np.where(seed.background, -HARD, odds * CAPACITY)).astype(np.int64)
-        cut_now = _minimum_cut(odds.ravel(), edges, likeness).reshape(height, width)
+        cut_now = minimum_cut(odds.ravel(), edges, likeness).reshape(height, width)
         if np.array_equal(cut_now, inside):
             break
         inside, outside = cut_now, ~cut_now
@@ -192,7 +192,7 @@ def _grid(lab):
     return np.concatenate(pairs, axis=1), np.concatenate(differences), np.concatenate(lengths)
 
 
-def _minimum_cut(odds, edges, capacity):
+def minimum_cut(odds, edges, capacity):
     """Bool [n]: the source's side of the minimum cut; odds [n] > 0 tie a node to the source, < 0 to the sink."""
     n = len(odds)
     source, sink = n, n + 1

@@ -14,6 +14,7 @@ import scipy.ndimage
 from preprocessing import crops, poses
 
 SHAPE = 0.8
+THIN = 0.06                   # of the square root of its area
 MIN_HEIGHT = 8                # pixels
 HALF_CROP = crops.CROP_SIZE / 2 * 2 / crops.QUAD_SPAN      # half the published crop's side, in half sides of the quad
 
@@ -55,11 +56,11 @@ def measure(mask):
     """Measures of an upright head in a mask uint8 [H, W], 255 = head. Raises ValueError where there is none."""
     weight = largest_part(mask).astype(np.float64) / 255
     rows = weight.sum(axis=1)
-    filled = np.flatnonzero(rows > 0.5)
+    filled = np.flatnonzero(weight.max(axis=1, initial=0) > 0.5)
     if not len(filled):
         raise ValueError('the mask is empty')
     first = filled[0]
-    top = first + 1 - min(weight[first].max(), 1.0)
+    top = first + 1 - weight[first].max() - (weight[first - 1].max() if first else 0.0)
     area, height = np.cumsum(rows[first:]), np.arange(1, len(rows) - first + 1) - (top - first)
     excess = area - SHAPE * height ** 2
     below = np.flatnonzero((excess <= 0) & (height > 2))
@@ -77,14 +78,18 @@ def measure(mask):
 
 
 def largest_part(mask):
-    """Mask uint8 [H, W] with its largest connected part alone."""
-    parts, count = scipy.ndimage.label(mask > 127)
-    if count <= 1:
-        return mask
+    """Mask uint8 [H, W] with its largest connected part alone, without strands thinner than THIN of its size."""
+    inside = mask > 127
+    radius = THIN / 2 * np.sqrt(inside.sum())
+    # Eroded by that radius, then grown again: what was thinner is gone.
+    inside = scipy.ndimage.distance_transform_edt(np.pad(inside, 1, mode='edge'))[1:-1, 1:-1] > radius
+    parts, count = scipy.ndimage.label(inside)
+    if count == 0:
+        return np.zeros_like(mask)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     # With its soft edge, which lies below half.
-    return np.where(scipy.ndimage.binary_dilation(parts == sizes.argmax(), iterations=2), mask, 0).astype(np.uint8)
+    return np.where(scipy.ndimage.distance_transform_edt(parts != sizes.argmax()) < radius + 2, mask, 0).astype(np.uint8)
 
 
 def _turned(mask, roll_deg):

@@ -5,10 +5,12 @@
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 from dnnlib import UserError
 from dnnlib.cli import user_errors
@@ -110,7 +112,10 @@ def main(heads, images, faults, metrics, resolution, as_json):
         data = Path(folder) / 'heads.zip'
         write_dataset(images, int(resolution), data, progress=False)
         dataset = HeadDataset(data)
-        rows = {fault: measured(fault, dataset, heads, images, metrics) for fault in dict.fromkeys(['none', *faults])}
+        rows = {}
+        for fault in tqdm(dict.fromkeys(['none', *faults]), unit='fault'):
+            rows[fault] = measured(fault, dataset, heads, images, metrics)
+            tqdm.write(f'{fault}: {json.dumps(rows[fault])}', file=sys.stderr)
         dataset.close()
     print(json.dumps(rows) if as_json else table(rows, metrics))
     for sentence in surprises(rows):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
+from dnnlib.util import written_whole
 from torch_utils.ops.resize import resize
 from training.synthetic.heads import CLOTH_KINDS, HAIR_STYLES
 from training.synthetic.parts import PARTS
@@ -163,7 +164,8 @@ def save_weights(network, path):
     """Write float16 weights to `path`."""
     state = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()
              if not name.endswith('num_batches_tracked')}
-    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path)
+    with written_whole(path) as temporary:
+        safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, temporary)
 
 
 def load_weights(path):

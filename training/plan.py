@@ -211,6 +211,12 @@ def read_table():
     return {row['preset']: row for row in json.loads(TABLE.read_text(encoding='utf-8'))}
 
 
+def find_row(preset, table):
+    """The row of a preset, or of the one it is a variant of by its name (panohead-512-backs of panohead-512), or None."""
+    known = [name for name in table if preset == name or preset.startswith(f'{name}-')]
+    return table[max(known, key=len)] if preset in PRESETS and known else None
+
+
 def measured_bytes_per_image(row):
     """Bytes that each further image takes: the slope between the smallest and the largest number measured."""
     peaks = {int(number): peak for number, peak in row['measured']['peak_bytes'].items()}
@@ -251,10 +257,11 @@ def make_plan(preset, memory, gpus=1, batch=None, tflops=TFLOPS, table=None):
     """Lines of text: what of a preset fits into `memory` bytes on each of `gpus` GPUs.
     Raises UserError for a preset without a row, and where not a single image fits."""
     table = read_table() if table is None else table
-    if preset not in table:
+    row = find_row(preset, table)
+    if row is None:
         raise dnnlib.UserError(f'--preset {preset}: is not in the table, which has {", ".join(table)}; add it: python -m training.plan '
                                f'measure --preset {preset} --save')
-    row, recipe = table[preset], PRESETS[preset]
+    recipe = PRESETS[preset]
     batch = batch or recipe['batch']
     if batch % gpus:
         raise dnnlib.UserError(f'--batch {batch}: must be a multiple of --gpus {gpus}')
@@ -264,7 +271,7 @@ def make_plan(preset, memory, gpus=1, batch=None, tflops=TFLOPS, table=None):
     if not fitting:
         raise dnnlib.UserError(f'--memory {memory / 1e9:.1f}GB: {preset} needs {needed_bytes(row, table, 1) / 1e9:.1f} GB for one image '
                                'at a time; take a smaller preset, or more memory')
-    return _lines(row, table, memory, gpus, batch, fitting[0], tflops)
+    return _lines({**row, 'preset': preset}, table, memory, gpus, batch, fitting[0], tflops)
 
 
 def _lines(row, table, memory, gpus, batch, chosen, tflops):

@@ -51,7 +51,8 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
     if inference and act in SLOPES and padding == 1 and winograd.can_convolve(x, weight, up, resample_filter):
         clamp = None if x.dtype == torch.bfloat16 else clamp
         return winograd.conv3x3(x, weight, up, resample_filter, styles, demodulate, noise, bias, SLOPES[act], gain, clamp)
-    if inference and x.shape[0] == 1:
+    # The styles go into whatever is smaller: the weights of a single image, or its few pixels.
+    if inference and x.shape[0] == 1 and x.numel() > weight.shape[1] * weight.shape[0]:
         folded = weight * styles[0, None, :, None, None]
         if demodulate:
             folded = folded * (folded.square().sum(dim=[1, 2, 3], keepdim=True) + 1e-8).rsqrt()
@@ -73,12 +74,16 @@ def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_fi
     Scaling activations instead of weights keeps one weight for the whole batch, hence one ordinary convolution.
     """
     if demodulate:
-        if x.dtype != torch.float32:
-            # Half precision: bring weight and styles to unit maximum, demodulation cancels the factors.
+        if x.dtype == torch.float16:
+            # Its range is small: bring weight and styles to unit maximum, demodulation cancels the factors.
             weight = weight * (weight.shape[1] * weight.shape[2] * weight.shape[3]) ** -0.5 \
                 / weight.abs().amax(dim=[1, 2, 3], keepdim=True)
             styles = styles / styles.abs().amax(dim=1, keepdim=True)
-        scale = (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()                # [N, O]
+        if torch.is_grad_enabled() and weight.requires_grad:
+            energy = weight.square().sum(dim=[2, 3])                                                 # [O, I]
+        else:
+            energy = torch.linalg.vector_norm(weight, dim=(2, 3)).square()                           # one pass over the weights
+        scale = (styles.square() @ energy.t() + 1e-8).rsqrt()                                        # [N, O]
     x = x * styles.to(x.dtype)[:, :, None, None]
     x = conv2d_resample(x, weight.to(x.dtype), resample_filter, up=up, padding=padding)
     if demodulate:

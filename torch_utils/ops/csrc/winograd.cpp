@@ -115,7 +115,7 @@ Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optiona
     Tensor transformed = at::empty({k.transformed_floats(c)}, floats), energy = at::empty({c.in, c.out}, floats), scale;
     float* u = transformed.mutable_data_ptr<float>();
     c.energy = energy.mutable_data_ptr<float>();
-    at::parallel_for(0, c.in / 2, 4, [&](int64_t begin, int64_t end) { k.transform(c, u, 2 * begin, 2 * end); });
+    at::parallel_for(0, c.in / 16, 1, [&](int64_t begin, int64_t end) { k.transform(c, u, 16 * begin, 16 * end); });
     if (demodulate) {
         scale = demodulation(c, c.energy, floats);
         c.out_scale = scale.const_data_ptr<float>();

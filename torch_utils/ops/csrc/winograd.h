@@ -34,7 +34,7 @@ struct WinogradKernels {
     bool half_products;
     int tile;                      // side of a tile of the result
     int64_t (*transformed_floats)(const Convolution&);
-    // Weights of channels [first, end) of the I (even numbers) in the layout of the products.
+    // Weights of channels [first, end) of the I (multiples of 16) in the layout of the products.
     void (*transform)(const Convolution&, float* transformed, int64_t first, int64_t end);
     int64_t (*scratch_floats)(const Convolution&);
     void (*run)(const Convolution&, const float* transformed, int64_t first_tile, int64_t end_tile, float* scratch);

@@ -9,6 +9,7 @@
 namespace omni { namespace OMNI_ISA {
 
 constexpr int TILE = 4, PATCH = TILE + 2, AREA = PATCH * PATCH, ROWS = 6;
+constexpr int64_t CHANNELS = 16;   // whose weights are transformed at a time: all numbers of channels are multiples of it
 constexpr float P = 2.0f / 3, Q = 3.0f / 2, S = P * P + Q * Q;   // the points; P * Q = 1
 
 typedef uint16_t vh __attribute__((vector_size(2 * OMNI_WIDTH)));
@@ -120,23 +121,33 @@ OMNI_INLINE void transform_taps(const Convolution& c, int64_t phase, const vf* g
     for (int t = 0; t < PATCH; t++) transform_filter(half + 3 * t, 1, u + PATCH * t, 1);
 }
 
-// transformed [P, O / group, AREA, I, group] of float, or pairs of channels [.., I / 2, group, 2] of bfloat16.
+// transformed [P, O / group, AREA, I, group] of float, or pairs of channels [.., I / 2, group, 2] of bfloat16. A few channels
+// are gathered in a buffer first: 36 rows far from one another would otherwise be written to at once.
 static void transform(const Convolution& c, float* transformed, int64_t first, int64_t end) {
+    constexpr int64_t MOST_VECTORS = 64 / W > 4 ? 4 : 64 / W, PER_FLOAT = sizeof(float) / sizeof(value);
     const int64_t group = group_width(c), groups = c.out / group;
-    for (int64_t o = 0; o < c.out; o += W)
-        for (int64_t i = first; i < end; i += 2) {
-            vf g[2][9], u[2][AREA];
-            for (int k = 0; k < 2; k++) load_taps(c, o, i + k, g[k]);
+    vf taps[MOST_VECTORS][CHANNELS][9];
+    float rows[AREA][CHANNELS / PER_FLOAT][MOST_VECTORS * W];
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t i = first; i < end; i += CHANNELS) {
+            for (int64_t v = 0; v < group / W; v++)
+                for (int64_t k = 0; k < CHANNELS; k++) load_taps(c, g * group + v * W, i + k, taps[v][k]);
             for (int64_t p = 0; p < phases(c); p++) {
-                float* target = transformed + (p * groups + o / group) * group_floats(c) + o % group;
-                for (int k = 0; k < 2; k++) transform_taps(c, p, g[k], u[k]);
-                for (int t = 0; t < AREA; t++) {
+                for (int64_t v = 0; v < group / W; v++)
+                    for (int64_t k = 0; k < CHANNELS / PER_FLOAT; k++) {
+                        vf u[2][AREA];
+                        transform_taps(c, p, taps[v][k * PER_FLOAT], u[0]);
 #ifdef OMNI_HALF_PRODUCTS
-                    store(target + (t * c.in + i) / 2 * group, (vf)(round_half(u[0][t]) | (round_half(u[1][t]) << 16)));
-#else
-                    for (int k = 0; k < 2; k++) store(target + (t * c.in + i + k) * group, u[k][t]);
+                        transform_taps(c, p, taps[v][k * PER_FLOAT + 1], u[1]);
+                        for (int t = 0; t < AREA; t++) u[0][t] = (vf)(round_half(u[0][t]) | (round_half(u[1][t]) << 16));
 #endif
-                }
+                        for (int t = 0; t < AREA; t++) store(&rows[t][k][v * W], u[0][t]);
+                    }
+                float* target = transformed + (p * groups + g) * group_floats(c);
+                for (int t = 0; t < AREA; t++)
+                    for (int64_t k = 0; k < CHANNELS / PER_FLOAT; k++)
+                        for (int64_t v = 0; v < group; v += W)
+                            store(target + ((t * c.in + i) / PER_FLOAT + k) * group + v, load(&rows[t][k][v]));
             }
         }
 }

@@ -7,6 +7,7 @@ Identities by supervised contrastive learning over views (Khosla et al., 2004.11
 """
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -130,11 +131,13 @@ def set_feature_scale(network, examples, generator, num=1000):
 
 
 def report(network, examples):
-    """Figures on pictures as drawn (behind them a random background) and on augmented ones."""
+    """Figures on pictures as drawn (before grey) and on augmented ones."""
     generator = torch.Generator().manual_seed(1)
-    augmented_images = torch.cat([augmented(examples[index], generator)[0] for index in torch.arange(len(examples)).split(128)])
-    clean = (examples.head + (255 - examples.mask[:, None].int()) * 0.6).float() / 127.5 - 1
-    return {'as_drawn': accuracy(network, examples, clean.clamp(-1, 1)), 'augmented': accuracy(network, examples, augmented_images)}
+    pairs = [augmented(examples[index], generator) for index in torch.arange(len(examples)).split(128)]
+    images, part = (torch.cat(column) for column in zip(*pairs))
+    grey = (examples.head + (255 - examples.mask[:, None].int()) * 0.6).float() / 127.5 - 1
+    return {'as_drawn': accuracy(network, examples, grey.clamp(-1, 1)),
+            'augmented': accuracy(network, dataclasses.replace(examples, part=part), images)}
 
 
 @click.command()

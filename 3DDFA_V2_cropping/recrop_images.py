@@ -75,15 +75,17 @@ def main(source, quads, output_json, prefix, out_dir, mode, config, size, indivi
     sets = [CropSet(out_dir, mask_folder(out_dir, mask_dir, options.matting), ext)]
     if ready:
         sets.append(CropSet(sibling(out_dir, f'img{ready}'), mask_folder(out_dir, None, options.matting, ready), 'png', ready))
-    lines, tiles = job.run(photos, sets, click.echo, progress=sys.stderr.isatty())
-    for crop_set in sets:
-        crop_set.close(output_json)
-    write_lines(out_dir, lines)
-    report.write_report(Path(out_dir) / REPORT_NAME, tiles, f'Heads of {source}')
+    try:
+        job.run(photos, sets, click.echo, progress=sys.stderr.isatty())
+    finally:      # after an interrupt the set is what was done until then
+        for crop_set in sets:
+            crop_set.close(output_json)
+        write_lines(out_dir, job.lines)
+        report.write_report(Path(out_dir) / REPORT_NAME, job.tiles, f'Heads of {source}')
     if quads:
         write_pickle(quads, sets[0].quads)
-    click.echo(f'{summary(lines)}; written to {out_dir}')
-    if not any(line.name for line in lines):
+    click.echo(f'{summary(job.lines)}; written to {out_dir}')
+    if not any(line.name for line in job.lines):
         raise UserError(f'{source}: no photograph could be used; {Path(out_dir) / REPORT_NAME} shows why')
 
 

@@ -19,7 +19,7 @@ from dnnlib.cli import writable_folder
 from dnnlib.util import written_whole
 from preprocessing import report, sequences
 from preprocessing.masks import find_matting
-from preprocessing.photos import decode_photo, read_photo
+from preprocessing.photos import decode_mask, decode_photo, read_photo
 from preprocessing.prepare import NO_FACE, UNREADABLE, PhotoError, PhotoOptions, examine_photo
 from training.dataset_store import META_NAME, ImageStore, name_stem
 
@@ -153,17 +153,17 @@ def sibling(folder, word):
     return folder.with_name(f'{folder.name}_{word}')
 
 
-class _MaskFinder:
-    """Given masks of photographs by name."""
+class GivenMasks:
+    """Masks of photographs by name, out of a folder or zip; None: there are none. Raises UserError."""
 
     def __init__(self, path):
         self._store = None if path is None else ImageStore(path)
         self._by_stem = {} if path is None else {name_stem(name): name for name in self._store.names}
 
-    def __call__(self, name):
-        """Path or None; without a mask of that name the head is cut out as if none were given."""
+    def find(self, name):
+        """Mask uint8 [H, W] of the photograph `name`, or None; the head is then cut out as if none were given."""
         found = self._by_stem.get(name_stem(name))
-        return None if found is None else self._store.path / found
+        return None if found is None else decode_mask(self._store.read(found), self._store.locate(found))
 
 
 @dataclasses.dataclass
@@ -178,18 +178,21 @@ class Batch:
     masks: str | None = None
     same_person: bool = False
     in_order: bool = False
+    lines: list = dataclasses.field(default_factory=list)
+    tiles: list = dataclasses.field(default_factory=list)
     _taken: set = dataclasses.field(default_factory=set)
 
     def run(self, photos, sets, say, progress=False):
-        """List of Line of all `photos` (Photos), written to the CropSets; `say` is given every line as it comes."""
+        """(`lines`, `tiles`): a Line of every head and failure in `photos` (Photos), and each with its small picture, heads
+        written to the CropSets; `say` is given every line as it comes. After an interrupt both hold what is done so far."""
         options = dataclasses.replace(self.options, matting=find_matting(self.options.matting))
-        masks = _MaskFinder(self.masks)
-        tiles, lines, later, measured, views = [], [], [], {}, []
+        masks = GivenMasks(self.masks)
+        later, measured, views = [], {}, []
 
         def keep(name, found):
             for line, tile in self._results(name, found, sets):
-                lines.append(line)
-                tiles.append((line, tile))
+                self.lines.append(line)
+                self.tiles.append((line, tile))
                 say(line)
 
         two_passes = self.same_person or self.in_order
@@ -210,7 +213,7 @@ class Batch:
                 if index in angles:
                     self.angles.setdefault(name, (angles[index], None, None))
                 keep(name, self._examine(photos, name, options, masks))
-        return lines, tiles
+        return self.lines, self.tiles
 
     def _examine(self, photos, name, options, masks):
         try:
@@ -222,7 +225,7 @@ class Batch:
             if known is not None:
                 options = dataclasses.replace(options, **{key: value for key, value in zip(('yaw', 'pitch', 'roll'), known)
                                                           if value is not None})
-            found = examine_photo(photo, options, self.tools, masks(name), self.landmarks.get(name))
+            found = examine_photo(photo, options, self.tools, masks.find(name), self.landmarks.get(name))
             return _Found(found.heads, found.failures, photo)
         except UserError as error:
             return _Found((), (PhotoError(getattr(error, 'status', UNREADABLE), str(error)),), photo)

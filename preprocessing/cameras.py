@@ -16,13 +16,13 @@ import numpy as np
 from dnnlib import UserError
 from dnnlib.cli import user_errors
 from preprocessing import camera_files, crops, head_frame, report, silhouette
-from preprocessing.batch import REPORT_NAME, CropSet, Line, line_of_head, output_stem, sibling, summary, write_lines
+from preprocessing.batch import REPORT_NAME, CropSet, GivenMasks, Line, line_of_head, output_stem, sibling, summary, write_lines
 from preprocessing.masks import find_matting
-from preprocessing.photos import read_mask, read_photo
+from preprocessing.photos import read_photo
 from preprocessing.prepare import LOW_CONFIDENCE, MAX_OUTSIDE, OK, UNREADABLE, PhotoOptions, PreparedHead, examine_photo
 from preprocessing.weights import load_tools
 from training.dataset_labels import parse_labels, read_labels
-from training.dataset_store import ImageStore, name_stem
+from training.dataset_store import ImageStore
 
 SILHOUETTES = 24              # at most so many are measured where there is no face
 
@@ -114,13 +114,12 @@ def import_cameras(cameras, folder, sets, tools, matting='built-in', masks=None,
     measured = measure_views(views, folder, tools, matting, front)
     similarity = head_frame.head_from_world(measured, front)
     matting, tiles = find_matting(matting), []
-    given = {} if masks is None else {name_stem(name): Path(masks) / name for name in ImageStore(masks).names}
+    given = GivenMasks(masks)
     for view in views:
         name = str(view.name)
         try:
             photo = _scaled_to(view, read_photo(_photo_path(folder, name)))
-            mask = given.get(name_stem(name))
-            head = prepared_view(head_frame.moved(view, similarity), photo, matting, None if mask is None else read_mask(mask), exact)
+            head = prepared_view(head_frame.moved(view, similarity), photo, matting, given.find(name), exact)
         except (UserError, ValueError) as error:
             tiles.append((Line(name, UNREADABLE, messages=(str(error),)), None))
         else:

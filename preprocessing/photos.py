@@ -89,10 +89,13 @@ def _read(path):
 
 def read_mask(path):
     """Mask uint8 [H, W], 255 = head, of a file, upright like its photograph. Raises UserError naming it."""
-    path = Path(path)
-    data = _read(path)
-    _checked_size(data, str(path))
+    return decode_mask(_read(Path(path)), str(path))
+
+
+def decode_mask(data, where):
+    """Mask uint8 [H, W], 255 = head, of the bytes `data`; `where` names them in messages. Raises UserError."""
+    _checked_size(data, where)
     try:
-        return np.array(to_mask(PIL.ImageOps.exif_transpose(decode_image(data, str(path)))))
+        return np.array(to_mask(PIL.ImageOps.exif_transpose(decode_image(data, where))))
     except LeftOut as error:
-        raise UserError(f'{path}: {error}') from error
+        raise UserError(f'{where}: {error}') from error

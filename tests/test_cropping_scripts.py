@@ -13,6 +13,7 @@ from preprocessing import cameras, poses
 from preprocessing import weights as weight_files
 from preprocessing.numpy_pickle import load_numbers
 from project_files import ROOT
+from readme_blocks import code_blocks, commands
 from training.dataset_check import check_dataset
 
 
@@ -110,6 +111,19 @@ def test_back_view_needs_no_weights(tmp_path, monkeypatch):
     assert (mask & crop).sum() / (mask | crop).sum() > 0.95
     result = run(RECROP, '-i', tmp_path / 'back.png', '--out_dir', tmp_path / 'img2')
     assert result.exit_code == 2 and 'python -m preprocessing.weights' in result.output
+
+
+def test_commands_of_the_guide():
+    """Every command there names a script and flags that exist."""
+    guide = (ROOT / '3DDFA_V2_cropping/cropping_guide.md').read_text(encoding='utf-8')
+    known = {'3DDFA_V2_cropping/recrop_images.py': RECROP, '3DDFA_V2_cropping/dlib_kps.py': KPS, 'preprocessing.cameras': cameras.main,
+             'preprocessing.weights': weight_files.main}
+    found = [words for block in code_blocks(guide, 'bash') for words in commands(block)]
+    assert len(found) >= 10
+    for words in found:
+        name, *arguments = [word for word in words[1:] if word != '-m']
+        command = known[name]
+        command.make_context(name, arguments, resilient_parsing=False)
 
 
 def test_camera_command(tmp_path):

@@ -76,6 +76,7 @@ def read_pictures(opts, resolution, options):
                       'orbit.mp4, settings.json and, with --shapes, geometry.mrc. An interrupted run is taken up by the same '
                       'command.')
 @cli.network_options(outdir='out')
+@cli.precision_option()
 @inversion_cli.picture_options()
 @inversion_cli.photo_options()
 @inversion_cli.recipe_options()
@@ -100,7 +101,7 @@ def main(network, outdir, device, **opts):
                    f'perceptual loss: {features.description}')
         try:
             record = invert_to_folder(network, device, [target.to(device) for target in targets], features, options, folder, outputs,
-                                      {'recipe': opts['recipe']})
+                                      {'recipe': opts['recipe']}, opts['precision'])
         except UserError as error:
             errors.append(error)
             continue

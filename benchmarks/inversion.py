@@ -11,6 +11,7 @@ that is turned by so much in a random direction.
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -23,11 +24,13 @@ from dnnlib.cli import user_errors
 from inference import latents
 from inference.camera_fit import camera_angle_deg, moved_cameras
 from inference.inversion import invert, psnr
+from inference.inversion_job import set_inversion_precision
 from inference.inversion_options import recipe_options
 from inference.perceptual import load_features
 from inference.session import Session
 from inference.targets import Target
-from torch_utils.misc import resolve_device
+from torch_utils.misc import resolve_device, reuse_freed_memory
+from training.snapshot import load_network
 
 TURNS_DEG = (0, 60, 180)
 MAX_YAW_DEG = 30
@@ -50,9 +53,19 @@ def true_views(session, seed):
     return labels, {turn: (image * 127.5 + 127.5).round().clamp(0, 255) / 127.5 - 1 for turn, image in images.items()}
 
 
+def opened(network, device):
+    """Session in the precision that projector.py computes in; the plain path, without compiled operators, in float32."""
+    generator = load_network(network, device=device)
+    plain = os.environ.get('OMNIHEAD_NATIVE') == '0'
+    set_inversion_precision(generator, 'float32' if plain else 'auto', device)
+    if not plain:
+        reuse_freed_memory()
+    return Session(generator, device)
+
+
 def measure(network, device, features, seed, case, steps):
     """Record of one inversion."""
-    session = Session.open(network, device)
+    session = opened(network, device)
     labels, images = true_views(session, seed)
     recipe, off = CASES[case]
     phase = np.random.RandomState(seed + 1).uniform(0, 2 * math.pi)
@@ -86,7 +99,7 @@ def table(records):
 
 def step_seconds(network, device, features, recipe, repeats):
     """(stage 1, stage 2): median processor seconds of a step."""
-    session = Session.open(network, device)
+    session = opened(network, device)
     labels, images = true_views(session, 0)
     found = []
     clock = []

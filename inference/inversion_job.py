@@ -14,7 +14,8 @@ from inference.inversion import invert
 from inference.inversion_run import Journal
 from inference.session import Session
 from inference.video import video_writer
-from torch_utils.misc import weights_digest
+from torch_utils.misc import reuse_freed_memory, weights_digest
+from training.networks.precision import set_precision
 from training.snapshot import load_network
 
 FRAME_EVERY = {'back': 4, 'latents': 4, 'generator': 20}     # steps of each stage that a frame of the film stands for
@@ -60,14 +61,24 @@ class Film:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def invert_to_folder(network, device, targets, features, options, folder, outputs, settings):
+def set_inversion_precision(generator, precision, device):
+    """Set and return the precision an inversion computes in: as 'auto' stands for in inference, but without float16, whose
+    small gradients vanish."""
+    if precision == 'auto' and device.type == 'cuda':
+        precision = 'tf32'
+    return set_precision(generator, precision, device)
+
+
+def invert_to_folder(network, device, targets, features, options, folder, outputs, settings, precision='auto'):
     """Find the head of `targets` with the network file `network` and write it to `folder`: what save_inversion writes, and
     proj.mp4, orbit.mp4 and geometry.* as `outputs` say. Returns the record (psnr_pre, psnr_post, ...), or that of an earlier
     run which did the same. `settings`: JSON values that go into the record beside the options."""
     folder = Path(folder)
     generator = load_network(network, 'G_ema', device)
     network_digest = weights_digest(generator)
-    settings = {**settings, **dataclasses.asdict(options)}
+    precision = set_inversion_precision(generator, precision, device)
+    reuse_freed_memory()
+    settings = {**settings, **dataclasses.asdict(options), 'precision': precision}
     digest = inversion_files.inversion_digest(network_digest, targets, {**settings, 'perceptual': features.description})
     earlier = inversion_files.finished_record(folder)
     state = folder / inversion_files.STATE_FILE
@@ -82,7 +93,8 @@ def invert_to_folder(network, device, targets, features, options, folder, output
     film = None if outputs.fps is None else Film(folder, targets[0].image, fresh=not journal.resumed)
     result = invert(generator, targets, features, options, film and film.observe, outputs.progress, journal)
     inversion_files.save_inversion(folder, generator, result, {
-        'network': str(network), 'network_digest': network_digest, 'digest': digest, 'perceptual': features.description,
+        'network': str(network), 'network_digest': network_digest, 'digest': digest, 'precision': precision,
+        'perceptual': features.description,
         'targets': [Path(target.source).name for target in result.targets], 'settings': settings})
     if film is not None:
         film.finish(folder / 'proj.mp4', outputs.fps)

@@ -4,11 +4,13 @@ All heavy synthesis is in the identity's field. It is built by `Session.identity
 camera that moves round a head costs rendering alone.
 """
 
+import contextlib
 import dataclasses
 from typing import Optional
 
 import torch
 
+from dnnlib import UserError
 from inference import latents, trajectories
 from torch_utils import misc
 from training.networks.precision import set_precision
@@ -34,6 +36,7 @@ class Session:
         self.generator = generator
         self.device = device
         self.resolution = resolution
+        self.precision = 'auto'
         rendering = generator.rendering
         self.options = dataclasses.replace(
             rendering,
@@ -48,7 +51,9 @@ class Session:
         generator = load_network(network, 'G_ema', device)
         set_precision(generator, precision, device)
         misc.reuse_freed_memory()
-        return cls(generator, device, resolution, sample_mult)
+        session = cls(generator, device, resolution, sample_mult)
+        session.precision = precision
+        return session
 
     def camera(self, fov_deg=None):
         """The CameraPrior the generator was trained with, at the angle of view `fov_deg` if that is given."""
@@ -75,8 +80,12 @@ class Session:
 
     def given_ws(self, head):
         """Latents ws [N, num_ws, w_dim] of a Head from a file (see inference.heads), on the session's device. What the head
-        changes in the network is changed. Raises UserError if the head is another network's."""
+        changes in the network is changed, and where the session's precision is 'auto' the head's is taken, if the device has it.
+        Raises UserError if the head is another network's."""
         rendering = head.use_on(self.generator)
+        if self.precision == 'auto' and 'precision' in head.record:
+            with contextlib.suppress(UserError):
+                set_precision(self.generator, head.record['precision'], self.device)
         self.options = dataclasses.replace(self.options, ray_start=rendering.ray_start)
         return head.ws.to(self.device)
 

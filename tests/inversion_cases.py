@@ -18,7 +18,7 @@ SMALL = dict(img_resolution=32, z_dim=16, w_dim=32, channel_base=512, channel_ma
              neural_rendering_resolution=16, rendering={'depth_resolution': 8, 'depth_resolution_importance': 8})
 SHORT = InversionOptions(steps_w=12, steps_g=6, num_statistics=200)
 LABEL = camera_utils.label_from_yaw(20.0, lookat=(0, 0, 0))
-RECORD = {'network': 'small.pkl', 'settings': {}}
+RECORD = {'network': 'small.pkl', 'settings': {}, 'precision': 'float32'}
 
 
 def write_files(folder):

@@ -276,7 +276,7 @@ def test_saved_result_renders_bit_equal(files, tmp_path):
     target = own_target(generator)
     result = invert(generator, target, StructuralFeatures(), SHORT)
     save_inversion(tmp_path, generator, result, RECORD | {'network_digest': weights_digest(network(files))})
-    loaded = Session.open(str(tmp_path / 'fintuned_generator.pkl'), 'cpu')
+    loaded = Session.open(str(tmp_path / 'fintuned_generator.pkl'), 'cpu', precision='float32')
     with np.load(tmp_path / 'projected_w.npz') as data:
         image = loaded.view(loaded.identity(torch.from_numpy(data['w'])), torch.from_numpy(data['c'])).image
     assert torch.equal(image, result.post) and not torch.equal(image, result.pre)
@@ -286,6 +286,6 @@ def test_saved_result_renders_bit_equal(files, tmp_path):
     head, session = load_head(tmp_path / 'head.safetensors'), Session.open(str(files / 'small.pkl'), 'cpu')
     ws = session.given_ws(head)
     assert torch.equal(session.view(session.identity(ws), head.labels).image, result.post)
-    untuned = Session.open(str(files / 'small.pkl'), 'cpu')
+    untuned = Session.open(str(files / 'small.pkl'), 'cpu', precision='float32')
     untuned.options = result.rendering
     assert torch.equal(untuned.view(untuned.identity(result.ws), result.label).image, result.pre)

@@ -1,7 +1,9 @@
 """Image sets for training and metrics: images, masks and labels of a folder or zip, and the order they are drawn in."""
 
+import contextlib
 import hashlib
 import os
+import time
 
 import numpy as np
 import torch
@@ -232,6 +234,15 @@ class _Collate:
         return {**batch, 'damaged': [message for _, messages in items for message in messages]} if self._named else batch
 
 
+def reader_died(error):
+    """The UserError to raise for an exception by which PyTorch says that a reading process is gone, None for others. It may
+    interrupt the main thread wherever that is at the time."""
+    if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
+        return None
+    return UserError(f'--workers: a process that reads images ended ({str(error).splitlines()[0]}); the system kills processes '
+                     'when memory runs out: take fewer')
+
+
 def iterate_batches(dataset, batch_size, sampler, num_workers=0, pin_memory=False, substitutes=0):
     """Yields batches, dicts of stacked tensors, of `dataset` in the order of `sampler`, read by `num_workers` processes
     (0: this one). Raises UserError naming a damaged file with a clean message, whichever process met it.
@@ -250,11 +261,13 @@ def iterate_batches(dataset, batch_size, sampler, num_workers=0, pin_memory=Fals
                 error = batch
                 break
             yield batch
-    except RuntimeError as failure:
-        if 'DataLoader worker' not in str(failure):
+    except (RuntimeError, ConnectionError, EOFError) as failure:
+        error = reader_died(failure)
+        if error is None:
             raise
-        error = UserError(f'--workers {num_workers}: a process that reads images ended ({str(failure).splitlines()[0]}); '
-                          'the system kills processes when memory runs out: take fewer')
+        # Of a lost connection PyTorch hears first, and of the death that was its cause a little later, by an interruption.
+        with contextlib.suppress(RuntimeError):
+            time.sleep(0.5)
     # Raised outside the loop: the workers are gone by now, instead of living on in the error's traceback.
     if error is not None:
         raise error

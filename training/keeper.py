@@ -85,8 +85,8 @@ class Keeper:
         return (state['position'] if self.trainer.rank == 0 else None), True
 
     def go_back(self, error):
-        """After the trainer Diverged with `error`: go back to the newest state, and on with other random numbers. Raises
-        UserError, the report, if there is none or going back did not help before."""
+        """After the trainer Diverged with `error`: go back to the newest state, and on with other random numbers. Returns the
+        reports' position in it, on rank 0. Raises UserError, the report, if there is none or going back did not help before."""
         trainer = self.trainer
         failed, salt, rollbacks = trainer.nimg, trainer.salt, trainer.rollbacks
         remedy = 'resume from an earlier snapshot with a smaller --glr / --dlr or a larger --gamma'
@@ -94,8 +94,9 @@ class Keeper:
             raise dnnlib.UserError(f'{error}. Going back {rollbacks} times to {trainer.run_dir} did not help; {remedy}') from error
         if trainer.rank == 0:
             tqdm.write(f'{error}; going back')
-        _, found = self.restore(passed_over=rollbacks)   # further back each time: the newest may be spoilt already
+        position, found = self.restore(passed_over=rollbacks)   # further back each time: the newest may be spoilt already
         if not found:
             raise dnnlib.UserError(f'{error}. There is no earlier training state to go back to; {remedy}') from error
         trainer.salt, trainer.rollbacks, trainer.failed_nimg = salt + 1, rollbacks + 1, failed
         trainer.reopen()
+        return position

@@ -192,14 +192,16 @@ class Trainer:
 
     def _finite(self, phase, loss):
         """Whether loss and gradients are; a step without is skipped and counted, and too many in a row are Diverged."""
-        norm = torch.nn.utils.clip_grad_norm_(phase.network.parameters(), math.inf)   # clips nothing, measures all at once
-        finite = bool(torch.isfinite(torch.cat([norm.reshape(1), loss.to(norm)])).all())
+        names = [name for name, p in phase.network.named_parameters() if p.grad is not None]
+        norms = torch.stack([p.grad.norm() for p in phase.network.parameters() if p.grad is not None])
+        norm = norms.norm()
+        finite = bool(torch.isfinite(torch.cat([norm.reshape(1), loss.to(norm)])).all())   # the one place that waits for a GPU
         if finite:
             training_stats.report(f'Gradients/{phase.name}', norm)
         training_stats.report('Progress/skipped_steps', 0.0 if finite else 1.0)
         self.skipped_in_a_row[phase.name] = 0 if finite else self.skipped_in_a_row[phase.name] + 1
         if self.skipped_in_a_row[phase.name] > MAX_SKIPPED_STEPS:
-            bad = [name for name, p in phase.network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            bad = [name for name, good in zip(names, norms.isfinite().tolist()) if not good]
             raise Diverged(f'{MAX_SKIPPED_STEPS} steps in a row of phase {phase.name} were not finite, up to {self.nimg / 1000:g} kimg: '
                            f'loss {loss.item():g}, gradients of {len(bad)} parameters{": " if bad else ""}{", ".join(bad[:4])}')
         return finite

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import dnnlib
 from torch_utils import distributed
 from training import monitors, reporting
+from training.dataset import reader_died
 from training.keeper import Keeper, disk_trouble
 from training.state import FINISHED, OPTIONS, only_writer
 from training.trainer import Diverged, Trainer
@@ -65,9 +66,13 @@ class _Loop:
         self.reporter = None
         if self.main:
             (self.trainer.run_dir / OPTIONS).write_text(json.dumps(config, indent=2), encoding='utf-8')
-            self.reporter = reporting.Reporter(run_dir, device, self.trainer.nimg, reporting.BRIEF_STATS + monitors.BRIEF,
-                                               position=position)
+            self.reporter = self._reporter(position)
             self.monitors = monitors.Monitors(self.trainer.G, self.trainer.cameras, self.run.seed)
+
+    def _reporter(self, position):
+        """The reports, from where they stood."""
+        return reporting.Reporter(self.trainer.run_dir, self.trainer.device, self.trainer.nimg,
+                                  reporting.BRIEF_STATS + monitors.BRIEF, position=position)
 
     def begin(self):
         """Pictures and snapshot before the first step of a new run."""
@@ -88,8 +93,13 @@ class _Loop:
                 try:
                     trainer.step()
                 except Diverged as error:
-                    self.keeper.go_back(error)
+                    position = self.keeper.go_back(error)
+                    if self.main:
+                        self.reporter.close()
+                        self.reporter = self._reporter(position)
                     progress.reset()
+                except RuntimeError as error:
+                    raise reader_died(error) or error from error
                 progress.update(trainer.nimg - progress.n)
                 interrupted, terminated, state_due = stop.heard(self.main and self.keeper.due_by_clock())
                 if interrupted or terminated:

@@ -4,6 +4,7 @@ Shared by the key maps beside this file: collecting tensors by their dotted name
 """
 
 import dataclasses
+import re
 
 import torch
 
@@ -14,7 +15,7 @@ from training.networks.layers import RESAMPLE_TAPS
 
 FILTER = 'resample_filter'
 
-MAX_MODULES = 5000
+MAX_ENTRIES = 50_000             # of all tables of a network's modules
 MAX_DEPTH = 16
 # Attributes of every torch module and of every persistent object, which say nothing about the network's function.
 MODULE_TABLES = ('_parameters', '_buffers', '_modules', 'training', '_is_full_backward_hook', 'call_super_init', '_init_args',
@@ -67,10 +68,10 @@ class Settings:
 def tensors_of(module):
     """{dotted name: Tensor} of a Module's parameters and persistent buffers, its submodules' included. UserError if the
     modules hold one another, or are too many."""
-    found, budget = {}, [MAX_MODULES]
+    found, budget = {}, [MAX_ENTRIES]
 
     def walk(node, prefix, depth):
-        budget[0] -= 1
+        budget[0] -= 1 + sum(len(_table(node, name)) for name in ('_parameters', '_buffers', '_modules'))
         if depth > MAX_DEPTH or budget[0] < 0:
             raise UserError(f'{module.class_name}: modules are nested too deeply, or too many; the file is damaged or malicious')
         hidden = node.state.get('_non_persistent_buffers_set') or ()
@@ -93,7 +94,8 @@ def tensors_of(module):
 
 def _table(node, name):
     table = node.state.get(name, {})
-    if type(table) is not dict or not all(type(key) is str and len(key) < 200 for key in table):
+    is_table = type(table) is dict and len(table) <= MAX_ENTRIES
+    if not is_table or not all(type(key) is str and re.fullmatch(r'\w{1,200}', key) for key in table):
         raise UserError(f'{node.class_name}: {name} is no table; the file is damaged')
     return table
 

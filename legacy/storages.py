@@ -40,7 +40,7 @@ class Storage:
 
 class Tensor:
     """A view of a Storage: offset, size and stride in numbers. Damaged if it reaches beyond the storage or repeats parts of it."""
-    __slots__ = ('storage', 'offset', 'shape', 'stride')
+    __slots__ = ('storage', 'offset', 'shape', 'stride', '_last')
 
     def __init__(self, storage, offset, shape, stride):
         whole = type(shape) is tuple and type(stride) is tuple and len(shape) == len(stride) <= MAX_DIMENSIONS
@@ -50,7 +50,7 @@ class Tensor:
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride)) if numel else offset
         if numel > storage.numel or last >= max(storage.numel, 1):
             raise Damaged(f'a tensor of shape {shape} in a storage of {storage.numel} numbers')
-        self.storage, self.offset, self.shape, self.stride = storage, offset, shape, stride
+        self.storage, self.offset, self.shape, self.stride, self._last = storage, offset, shape, stride, last
 
     @property
     def dtype(self):
@@ -66,8 +66,10 @@ class Tensor:
         """A torch.Tensor with memory of its own."""
         if math.prod(self.shape) == 0:
             return torch.empty(self.shape, dtype=self.dtype)
-        flat = torch.frombuffer(bytearray(self.storage.octets), dtype=self.dtype)
-        return flat.as_strided(self.shape, self.stride, self.offset).contiguous()
+        # Only the part that is shown: many small tensors may lie in one large storage.
+        first, last = (place * self.dtype.itemsize for place in (self.offset, self._last + 1))
+        flat = torch.frombuffer(bytearray(memoryview(self.storage.octets)[first:last]), dtype=self.dtype)
+        return flat.as_strided(self.shape, self.stride, 0).contiguous()
 
 
 class _Reference:

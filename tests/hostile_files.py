@@ -275,6 +275,7 @@ def own_descriptions(network):
         'rays': arguments(rendering={'depth_resolution': 10 ** 9}), 'bytes': arguments(z_dim=b'4'),
         'raw': arguments(neural_rendering_resolution=10 ** 6), 'class-name': file(class_name='os.system'),
         'class-path': file(class_name='training.generators.eg3d.dnnlib'), 'class-dots': file(class_name='training.generators.'),
+        'escape-name': file(state=[*meta['state'], ('x\n\x1b[2J', 'float32', [1], bytes(4))]),
         'class-number': file(class_name=7), 'version': file(version=10 ** 6), 'format': file(format='other'),
         'state-number': file(state=[1, 2]), 'state-text': file(state='abcd'), 'state-short': file(state=meta['state'][:-1]),
         'state-long': file(state=[*meta['state'], ('x', 'float32', [1], bytes(4))]),
@@ -331,12 +332,21 @@ def broken_modules(writer):
     return {
         'no-state': file(None), 'state-number': file(7), 'state-list': file([1]), 'parameters': file({'_parameters': 7}),
         'modules': file({'_modules': [1]}), 'module-text': file({'_modules': {'x': 'y'}, 'rendering_kwargs': {}, '_init_kwargs': {}}),
-        'number-key': file({'_parameters': {7: None}}), 'long-key': file({'_parameters': {'x' * 1000: None}}),
+        'number-key': file({'_parameters': {7: None}}), 'escape-key': file({'_parameters': {'x\n\x1b[2J': None}}),
+        'many-names': many_names(writer),
+        'long-key': file({'_parameters': {'x' * 1000: None}}),
         'arguments': file({'_init_kwargs': 7}), 'rendering': file({'_init_kwargs': {}, 'rendering_kwargs': 7}),
         'nested': dumps({'G_ema': nested_persistence(writer, None, 300)}, 4), 'cycle': pickle.PROTO + b'\x04' + cycle + pickle.STOP,
         'kwargs-tensor': file({'_init_kwargs': easy(z_dim=writer.tensor(torch.zeros(1)))}),
         'kwargs-array': file({'_init_kwargs': easy(z_dim=writer.number(np.float64(1)))}),
     }
+
+
+def many_names(writer):
+    """A table of many names, shared by many modules of modules."""
+    shared = Raw(encode({f'p{i}': None for i in range(3000)}, 4) + b'q\x00')
+    children = {f'm{i}': writer.persistent('SynthesisLayer', {'_parameters': Raw(b'h\x00')}) for i in range(200)}
+    return dumps({'G_ema': writer.persistent('TriPlaneGenerator', {'_parameters': shared, '_modules': children})}, 4)
 
 
 def all_files(canary, network):

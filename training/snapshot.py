@@ -31,6 +31,7 @@ NETWORK_KEYS = ('G', 'D', 'G_ema')
 DEMO = 'demo'
 DEMO_PATH = Path(__file__).resolve().parents[1] / 'pretrained' / 'demo.pkl'
 SAFETENSORS = '.safetensors'
+MAX_MESSAGE = 2000
 MAX_DESCRIPTION = 2 ** 24         # bytes of the .json beside a .safetensors file
 
 
@@ -166,11 +167,16 @@ def _execute_pickle(path):
 
 @contextlib.contextmanager
 def _naming(path):
-    """A UserError inside begins with the file's name."""
+    """A UserError inside begins with the file's name; what of the file is in it cannot write on a terminal."""
     try:
         yield
     except dnnlib.UserError as error:
-        raise dnnlib.UserError(f'{path}: {error}') from error
+        raise dnnlib.UserError(f'{path}: {_printable(str(error))}') from error
+
+
+def _printable(text):
+    """Text of a file without its control characters, of a length that people read."""
+    return ''.join(letter if letter.isprintable() else '?' for letter in text[:MAX_MESSAGE])
 
 
 def _open_snapshot(path):
@@ -275,7 +281,7 @@ def describe_file(path):
                 lines += [f'    left out: {name} ({why})' for name, why in left_out.items()]
             else:
                 lines.append(f'{key}: {"not used" if isinstance(value, reader.Module) else reader.plain(value, key)}')
-    return lines
+    return [_printable(line) for line in lines]
 
 
 def convert(source, destination, keys=None):

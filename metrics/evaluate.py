@@ -77,13 +77,14 @@ def plan(names, num=None, features=None, device='cpu'):
 
 
 @contextlib.contextmanager
-def reproducible():
-    """The same arithmetic whoever asks: training may have chosen faster kernels by trial, or lower precision."""
+def reproducible(device):
+    """The same arithmetic whoever asks: training may have chosen faster kernels by trial, or lower precision. What is drawn
+    inside leaves the random numbers outside alone."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         allowed = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False
         try:
-            with torch.random.fork_rng(devices=[]):      # and training draws on as if nothing had been measured
+            with torch.random.fork_rng([device] if device.type == 'cuda' else [], device_type='cuda'):
                 yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -232,7 +233,7 @@ def measure(network, data=None, seg=None, metrics=('frechet_seeded',), num=None,
     try:
         for job in jobs:
             start = time.monotonic()
-            with reproducible():
+            with reproducible(device):
                 results = evaluator.compute(job)
             conditioning = {'conditioning': job.metric.conditioning} if generator is not None and job.metric.conditioning else {}
             yield {'metric': job.metric.name, 'results': results, **_counts(job, evaluator), **common, **conditioning,

@@ -90,6 +90,8 @@ class Evaluation:
         with tqdm(total=total, desc=desc, unit='img', disable=not self.progress or distributed.rank() > 0) as bar:
             for first in range(0, total, distributed.world_size() * self.batch_size):
                 batch = next(own, None)
+                if batch is not None:
+                    torch.manual_seed((self.seed << 31) + batch[0])     # for networks whose noise is drawn as they go
                 for value in distributed.gather_objects(None if batch is None else (function(*batch),)):
                     if value is not None:
                         yield value[0]

@@ -4,15 +4,18 @@
 #
 #   NETWORK=X.pkl TARGET_IMG=crops OUTDIR=pti_out ./gen_pti_script.sh
 #
-# Results: OUTDIR/<name of NETWORK>/<number of the picture>/. All of the following can be set in the environment.
+# An interrupted loop is taken up by the same command. Results: OUTDIR/<name of NETWORK>/<number of the picture>/. All of the following can be set in the environment.
 set -euo pipefail
 
 NETWORK=${NETWORK:-demo}              # network file, address or demo
 TARGET_IMG=${TARGET_IMG:-}            # cropped pictures with dataset.json; left empty: synthetic heads are written and used
 OUTDIR=${OUTDIR:-pti_out}
 INDICES=${INDICES:-}                  # numbers of the pictures, such as "0 3 5"; left empty: all
-STEPS=${STEPS:-500}                   # looking for latents
-STEPS_PTI=${STEPS_PTI:-$STEPS}        # tuning the generator
+RECIPE=${RECIPE:-omni}                # omni, or panohead or pso as published
+STEPS=${STEPS:-}                      # looking for latents; left empty: the recipe's
+STEPS_PTI=${STEPS_PTI:-$STEPS}        # tuning the generator; left empty: the recipe's
+TARGET_SEG=${TARGET_SEG:-}            # masks of the pictures, where there are some
+TARGET_IMG_BACK=${TARGET_IMG_BACK:-}  # for RECIPE=pso: pictures from behind in the same order; left empty: generated
 PERCEPTUAL=${PERCEPTUAL:-}            # TorchScript VGG16 file or address; left empty: built-in distance
 SEED=${SEED:-666}
 FRAMES=${FRAMES:-240}                 # of each film
@@ -53,8 +56,9 @@ MODEL=${MODEL%.*}
 for IDX in $INDICES; do
     RESULT=$OUTDIR/$MODEL/$IDX
     "$PYTHON" "$HERE/projector.py" --network "$NETWORK" --target_img "$TARGET_IMG" --idx "$IDX" --outdir "$OUTDIR" \
-        --num-steps "$STEPS" --num-steps-pti "$STEPS_PTI" --seed "$SEED" --device "$DEVICE" \
-        ${PERCEPTUAL:+--perceptual "$PERCEPTUAL"}
+        --recipe "$RECIPE" ${STEPS:+--num-steps "$STEPS"} ${STEPS_PTI:+--num-steps-pti "$STEPS_PTI"} --seed "$SEED" \
+        --device "$DEVICE" --orbit-frames 0 ${PERCEPTUAL:+--perceptual "$PERCEPTUAL"} ${TARGET_SEG:+--target_seg "$TARGET_SEG"} \
+        ${TARGET_IMG_BACK:+--target_img_back "$TARGET_IMG_BACK"}
     for WHICH in pre post; do
         FILM=$NETWORK
         if [ "$WHICH" = post ]; then FILM=$RESULT/fintuned_generator.pkl; fi

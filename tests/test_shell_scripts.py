@@ -37,12 +37,13 @@ def test_inversion_of_heads_it_makes_itself(script, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'built-in multi-scale structural distance' in done.stdout
     folder = tmp_path / 'my heads' / 'X.v2' / '0'
-    assert sorted(p.name for p in folder.iterdir()) == ['PTI_render', 'fintuned_generator.pkl', 'pre.png', 'proj.mp4',
-                                                        'proj.png', 'projected_w.npz', 'settings.json', 'target.png']
+    assert sorted(p.name for p in folder.iterdir()) == [
+        'PTI_render', 'finetuned_generator.pkl', 'fintuned_generator.pkl', 'head.safetensors', 'pre.png', 'proj.mp4', 'proj.png',
+        'projected_w.npz', 'settings.json', 'target.png']
     assert sorted(p.name for p in (folder / 'PTI_render').iterdir()) == ['post.mp4', 'pre.mp4']
     assert (folder / 'PTI_render' / 'pre.mp4').read_bytes() != (folder / 'PTI_render' / 'post.mp4').read_bytes()
-    settings = json.loads((folder / 'settings.json').read_text())
-    assert (settings['steps_w'], settings['steps_g']) == (2, 2)
+    settings = json.loads((folder / 'settings.json').read_text())['settings']
+    assert (settings['recipe'], settings['steps_w'], settings['steps_g']) == ('omni', 2, 2)
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ def test_absence_is_said_once(monkeypatch, capsys):
     try:
         assert not cuda_build.load_cuda(device) and not cuda_build.load_cuda(device)
         (line,) = capsys.readouterr().err.splitlines()
-        assert "No module named 'cuda.core'" in line and "pip install 'omnihead[cuda]'" in line
+        assert "No module named 'cuda.core'" in line and "pip install -e '.[cuda]'" in line
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda _: (7, 5))
         cuda_build._probe.cache_clear()
         assert cuda_build.status(device) == (False, 'compute capability 8.0 or newer is needed')

@@ -66,7 +66,7 @@ def test_running_python_is_supported():
 def environment_lines(depth):
     """List items of environment.yml at an indentation of `depth` spaces."""
     text = (ROOT / 'environment.yml').read_text(encoding='utf-8')
-    return re.findall(rf'^ {{{depth}}}- ([^\s:]+)$', text, re.MULTILINE)
+    return [quoted or plain for quoted, plain in re.findall(rf'^ {{{depth}}}- (?:"([^"]+)"|([^\s:]+))$', text, re.MULTILINE)]
 
 
 def test_conda_environment_is_pyproject():

@@ -207,4 +207,4 @@ def _probe(device):
 @functools.lru_cache(maxsize=None)
 def _say_once(reason):
     sys.stderr.write(f'omnihead: CUDA operators are not available ({reason}); plain PyTorch is used, slower. Install them with '
-                     "pip install 'omnihead[cuda]', or set OMNIHEAD_NATIVE=0 to silence this.\n")
+                     "pip install -e '.[cuda]', or set OMNIHEAD_NATIVE=0 to silence this.\n")

@@ -141,7 +141,7 @@ def test_one_person_front_and_back(tmp_path):
 
 def test_yaws_of_a_sequence():
     """Even pace: gaps are filled, also across the back; without two neighbours nothing is guessed."""
-    wanted = [sequences.wrapped(yaw) for yaw in range(-60, 300, 15)]
+    wanted = [sequences.wrapped(yaw) for yaw in range(-60, 345, 15)]
     measured = {k: yaw for k, yaw in enumerate(wanted) if abs(yaw) <= 60}
     filled = sequences.fill_yaws(measured, len(wanted))
     assert len(filled) == len(wanted)

@@ -7,6 +7,6 @@
 """
 
 from preprocessing.prepare import PhotoOptions, PreparedHead, examine_photo, prepare_photo
-from preprocessing.weights import FaceTools, load_tools
+from preprocessing.face_tools import FaceTools, load_tools
 
 __all__ = ['FaceTools', 'PhotoOptions', 'PreparedHead', 'examine_photo', 'load_tools', 'prepare_photo']

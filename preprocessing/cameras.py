@@ -20,7 +20,7 @@ from preprocessing.batch import REPORT_NAME, CropSet, GivenMasks, Line, line_of_
 from preprocessing.masks import find_matting
 from preprocessing.photos import read_photo
 from preprocessing.prepare import LOW_CONFIDENCE, MAX_OUTSIDE, OK, UNREADABLE, PhotoOptions, PreparedHead, examine_photo
-from preprocessing.weights import load_tools
+from preprocessing.face_tools import load_tools
 from training.dataset_labels import parse_labels, read_labels
 from training.dataset_store import ImageStore
 

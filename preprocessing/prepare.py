@@ -14,7 +14,7 @@ from preprocessing.faceboxes import detect_faces
 from preprocessing.masks import find_matting
 from preprocessing.photos import MIN_SIDE, Photo, read_mask, read_photo
 from preprocessing.regressor import NUM_LANDMARKS, decompose_projection, regress_faces, roi_of_box
-from preprocessing.weights import load_tools
+from preprocessing.face_tools import load_tools
 
 ROUTES = ('auto', 'face', 'silhouette')
 OK, LOW_CONFIDENCE, NO_FACE, TOO_SMALL, OUT_OF_RANGE, UNREADABLE = STATUSES = (

@@ -55,7 +55,8 @@ def command(function):
             click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or mps'),
             click.option('--threads', type=click.IntRange(min=1), default=None, help='Of PyTorch  [default: its own]'),
             click.option('--precision', default='auto', show_default=True, help='Of the convolutions; the reference has float32.'),
-            click.option('--repeats', type=click.IntRange(min=1), default=5, show_default=True, help='Timed calls, after one that is not counted'),
+            click.option('--repeats', type=click.IntRange(min=1), default=5, show_default=True,
+                         help='Timed calls, after one that does not count'),
             click.option('--reference', is_flag=True, help='Time the plain published work in the same run.')]):
         function = option(function)
     return click.command()(user_errors(function))
@@ -71,8 +72,8 @@ def run(module, device, threads, precision, repeats, reference, settings=None, *
         workers = {name: stack.enter_context(_worker(module, plain, options)) for name, plain in variants.items()}
         names = [worker.recv() for worker in workers.values()][0]
         figures = {name: _compare(workers, name, repeats) for name in names}
-    print(json.dumps({'benchmark': module, **options.settings, **details, 'figures': figures, 'repeats': repeats, 'precision': precision,
-                      **environment(device, options.threads)}))
+    click.echo(json.dumps({'benchmark': module, **options.settings, **details, 'figures': figures, 'repeats': repeats,
+                           'precision': precision, **environment(device, options.threads)}))
 
 
 def environment(device, threads):

@@ -19,6 +19,7 @@ from dnnlib.cli import user_errors  # noqa: E402
 
 BEGIN, END = '<!-- tables of benchmarks/table.py: begin -->', '<!-- tables of benchmarks/table.py: end -->'
 CONDITIONS = ('device', 'threads', 'precision', 'commit', 'date')
+KEYS = ('wall_sec', 'cpu_sec', 'peak_mb')
 NOT_SETTINGS = {'benchmark', 'figures', 'versions', 'python', 'repeats', *CONDITIONS}
 
 
@@ -47,8 +48,8 @@ def table(record):
              f'{record["repeats"]}.', '', '| work | clock, s | processor, s | memory, MB | plain: clock | processor | memory | '
              'ratio: clock | processor | memory |', '| --- |' + ' --- |' * 9]
     for name, figure in record['figures'].items():
-        cells = [format_cell(figure.get(variant, {}).get(key)) for variant in ('fast', 'reference') for key in ('wall_sec', 'cpu_sec', 'peak_mb')]
-        cells += [ratio(figure, key) for key in ('wall_sec', 'cpu_sec', 'peak_mb')]
+        cells = [format_cell(figure.get(variant, {}).get(key)) for variant in ('fast', 'reference') for key in KEYS]
+        cells += [ratio(figure, key) for key in KEYS]
         lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 

@@ -73,7 +73,7 @@ def compile_flags():
 def build_folder():
     """Folder of the built library; its name tells all that the library depends on."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted(SOURCES.rglob('*')):
         if path.suffix in ('.cpp', '.h'):
             digest.update(path.name.encode() + b'\0' + path.read_bytes() + b'\0')
     machine = (torch.__version__, platform.machine(), sys.platform, os.environ.get('CXX', ''), *compile_flags())

@@ -76,18 +76,8 @@ OMNI_INLINE vf exp(vf x) {
     return (vf)((vu)p + ((vu)t << 23));                                  // the low bits of t are the exponent
 }
 
-// log(1 + u) for u in [0, 1], relative error below 2e-7: Chebyshev fit of log(1 + u) / u.
-OMNI_INLINE vf log1p_unit(vf u) {
-    vf p = u * 0.005253457796061413f + -0.029588507389053133f;
-    p = p * u + 0.07836166801253061f;
-    p = p * u + -0.1367476970500946f;
-    p = p * u + 0.19111431080335567f;
-    p = p * u + -0.24844369892403634f;
-    p = p * u + 0.3331927134249213f;
-    p = p * u + -0.49999501516786526f;
-    p = p * u + 0.9999999705406568f;
-    return p * u;
-}
+#define OMNI_MATH OMNI_INLINE
+#include "shared/math.h"
 
 OMNI_INLINE vf softplus(vf x) { return max(splat(0), x) + log1p_unit(exp(-abs(x))); }
 

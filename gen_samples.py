@@ -3,6 +3,7 @@
     python gen_samples.py --outdir=out --trunc=0.7 --shapes=true --seeds=0-3 --network demo
 """
 
+import functools
 import math
 
 import click
@@ -14,6 +15,7 @@ from dnnlib.cli import Size, user_errors, writable_folder
 from dnnlib.util import counted
 from inference import cli, images, shapes, trajectories
 from inference.session import Session
+from torch_utils import distributed, misc
 
 SIDE_VERTICAL = math.pi / 2 - 0.2    # cameras of the views stand a little above the head
 SHEET_VIEWS = 8
@@ -34,8 +36,44 @@ def generate_samples(session, ws, labels, mode='image', rgba=False):
         yield identity, np.concatenate(views)
 
 
+def generate(network, outdir, device, precision, seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg, latent, image_mode,
+             nrr, sample_mult, views, sheet, grid, rgba, with_shapes, shape_formats, shape_res, level, max_mem):
+    """Write the strips of this process's share of the seeds; process 0 writes what holds all of them."""
+    name, given = cli.read_latent(latent)
+    seeds = seeds if given is None else range(len(given))
+    if grid and grid[0] * grid[1] != len(seeds):
+        raise UserError(f'--grid {grid[0]}x{grid[1]} holds {grid[0] * grid[1]} pictures for {counted(len(seeds), "head")}; '
+                        'make them equal')
+    shape_options = shapes.ShapeOptions(shape_formats, shape_res, level, max_mem) if with_shapes else None
+    outdir = writable_folder(outdir)
+    session = Session.open(network, str(distributed.init(misc.resolve_device(device))), nrr, sample_mult, precision)
+    own = distributed.shard(seeds)
+    ws = None                                   # there may be more processes than heads
+    if given is not None:
+        ws = session.given_ws(given)[distributed.rank()::distributed.world_size()]
+    elif own:
+        ws = session.seeds_to_ws(own, truncation_psi, truncation_cutoff, pose_cond, fov_deg)
+    labels = trajectories.turned(session.camera(fov_deg), view_yaws(views, sheet), SIDE_VERTICAL, trajectories.ORIGIN)
+
+    strips = []
+    samples = generate_samples(session, ws, labels, image_mode, rgba) if own else ()
+    for seed, (identity, pictures) in zip(own, tqdm(samples, total=len(own), unit='seed', disable=distributed.rank() > 0)):
+        images.save_png(outdir / f'{name}{seed:04d}.png', images.strip(pictures))
+        if shape_options:
+            shapes.export_shape(session, identity, outdir / f'{name}{seed:04d}', shape_options, cli.shape_progress)
+        strips.append(pictures if sheet or grid else None)
+    strips = distributed.gather_shards(strips)
+    if distributed.rank() == 0:
+        if sheet:
+            images.save_png(outdir / 'sheet.png', images.grid(np.concatenate(strips), (len(labels), len(seeds))))
+        if grid:
+            images.save_png(outdir / 'grid.png', images.grid([pictures[0] for pictures in strips], grid))
+        click.echo(f'{counted(len(seeds), "head")} written to {outdir}')
+
+
 @click.command()
 @cli.network_options(outdir='out')
+@cli.gpus_option()
 @cli.precision_option()
 @cli.latent_options(seeds='0-3')
 @cli.latent_file_option()
@@ -46,36 +84,9 @@ def generate_samples(session, ws, labels, mode='image', rgba=False):
 @click.option('--rgba', is_flag=True, help='Transparent background: the mask becomes the alpha channel.')
 @cli.shape_options()
 @user_errors
-def main(network, outdir, device, precision, seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg, latent, image_mode, nrr,
-         sample_mult, views, sheet, grid, rgba, with_shapes, shape_formats, shape_res, level, max_mem):
+def main(gpus, **options):
     """Write a strip of views, front to back, of the head of every seed."""
-    name, given = cli.read_latent(latent)
-    seeds = seeds if given is None else range(len(given))
-    if grid and grid[0] * grid[1] != len(seeds):
-        raise UserError(f'--grid {grid[0]}x{grid[1]} holds {grid[0] * grid[1]} pictures for {counted(len(seeds), "head")}; '
-                        'make them equal')
-    shape_options = shapes.ShapeOptions(shape_formats, shape_res, level, max_mem) if with_shapes else None
-    outdir = writable_folder(outdir)
-    session = Session.open(network, device, nrr, sample_mult, precision)
-    if given is None:
-        ws = session.seeds_to_ws(seeds, truncation_psi, truncation_cutoff, pose_cond, fov_deg)
-    else:
-        ws = session.given_ws(given)
-    labels = trajectories.turned(session.camera(fov_deg), view_yaws(views, sheet), SIDE_VERTICAL, trajectories.ORIGIN)
-
-    strips = []
-    samples = generate_samples(session, ws, labels, image_mode, rgba)
-    for seed, (identity, pictures) in zip(seeds, tqdm(samples, total=len(seeds), unit='seed')):
-        images.save_png(outdir / f'{name}{seed:04d}.png', images.strip(pictures))
-        if shape_options:
-            shapes.export_shape(session, identity, outdir / f'{name}{seed:04d}', shape_options, cli.shape_progress)
-        if sheet or grid:
-            strips.append(pictures)
-    if sheet:
-        images.save_png(outdir / 'sheet.png', images.grid(np.concatenate(strips), (len(labels), len(seeds))))
-    if grid:
-        images.save_png(outdir / 'grid.png', images.grid([pictures[0] for pictures in strips], grid))
-    click.echo(f'{counted(len(seeds), "head")} written to {outdir}')
+    distributed.run_processes(functools.partial(generate, **options), gpus)
 
 
 if __name__ == '__main__':

@@ -48,6 +48,12 @@ def network_options(outdir):
     ])
 
 
+def gpus_option():
+    """--gpus: how many processes share the work."""
+    return click.option('--gpus', type=click.IntRange(min=1), default=1, show_default=True,
+                        help='Processes that share the work; torchrun decides itself.')
+
+
 def precision_option():
     """--precision: the type that convolutions compute in."""
     return click.option('--precision', type=click.Choice(PRECISIONS), default='auto', show_default=True,

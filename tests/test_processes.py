@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import gen_samples
 import train
 from tiny_runs import PANOHEAD_ONLY, TINY, invoke, write_heads
 from torch_utils import distributed, misc
@@ -140,3 +143,17 @@ def test_elastic_restart_goes_on_from_the_last_state(heads, tmp_path):
     run_dir, = tmp_path.iterdir()
     kimgs = [json.loads(line)['Progress/kimg']['mean'] for line in (run_dir / 'stats.jsonl').read_text().splitlines()]
     assert kimgs == pytest.approx([0.004, 0.008, 0.012, 0.016, 0.02])
+
+
+@pytest.mark.slow
+def test_generation_is_shared(tmp_path):
+    """Two processes write what one writes."""
+    for num in (1, 2):
+        command = f'--network demo --seeds 0-2 --views 1 --nrr 8 --grid 3x1 --device cpu --gpus {num} --outdir {tmp_path / str(num)}'
+        assert invoke(gen_samples, command).exit_code == 0
+    written = sorted(path.name for path in (tmp_path / '1').iterdir())
+    assert written == sorted(path.name for path in (tmp_path / '2').iterdir()) == [
+        'grid.png', 'seed0000.png', 'seed0001.png', 'seed0002.png']
+    for name in written:
+        one, two = (np.asarray(Image.open(tmp_path / str(num) / name)).astype(int) for num in (1, 2))
+        assert np.abs(one - two).max() <= 1, name

@@ -33,6 +33,10 @@ class Head:
     def __len__(self):
         return len(self.ws)
 
+    def __getitem__(self, chosen):
+        """The Head of those that the slice `chosen` names."""
+        return dataclasses.replace(self, ws=self.ws[chosen])
+
     def use_on(self, generator):
         """Change `generator` in place into the one of this head, and return its RenderOptions. Raises UserError if the head
         is another network's."""
@@ -65,7 +69,7 @@ def save_head(path, head):
     from safetensors.torch import save    # imported here: only those who share heads this way need the package
     tensors = {'ws': head.ws, 'labels': head.labels, **{DELTA + name: delta for name, delta in head.deltas.items()}}
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                {'format': FORMAT, 'record': json.dumps(head.record)})
+                {FORMAT: json.dumps(head.record)})      # one entry: the order of several changes from run to run
     try:
         with written_whole(path) as temporary:
             temporary.write_bytes(data)
@@ -91,15 +95,15 @@ def load_head(path):
     if fault:
         raise UserError(f'--latent {path}: {fault}; give a head.safetensors or projected_w.npz written by projector.py')
     deltas = {name.removeprefix(DELTA): tensor for name, tensor in tensors.items() if name.startswith(DELTA)}
-    return Head(tensors['ws'], tensors['labels'], deltas, json.loads(meta['record']))
+    return Head(tensors['ws'], tensors['labels'], deltas, json.loads(meta[FORMAT]))
 
 
 def _fault(meta, tensors):
     """What is wrong with a file's header and tensors, or None."""
-    if meta.get('format') != FORMAT:
+    if FORMAT not in meta:
         return 'holds no head'
     try:
-        record = json.loads(meta['record'])
+        record = json.loads(meta[FORMAT])
         complete = {'network', 'network_digest', 'ray_start'} <= set(record)
     except (KeyError, ValueError, TypeError, RecursionError):
         return 'its record cannot be read'

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -135,6 +136,39 @@ def test_perceptual_file_is_named_and_one_picture_suffices(files, vgg, tmp_path)
                          f'--outdir {tmp_path} --device cpu --save-video false --perceptual {vgg}').output
     assert f'VGG features of {vgg}' in out
     assert (tmp_path / 'small' / 'c' / 'projected_w.npz').is_file() and not (tmp_path / 'small' / 'c' / 'proj.mp4').exists()
+
+
+def test_same_command_same_file(files, tmp_path):
+    """And once it is done it is not done again, unless asked."""
+    command = f'--network {files}/small.pkl --target_img {files}/crops --idx 0,2 --num-steps 4 --num-steps-pti 2 --device cpu'
+    outs = [run(projector, f'{command} --outdir {tmp_path}/{name} --orbit-frames 0').output for name in 'aba']
+    for number in '02':
+        one, two = ((tmp_path / name / 'small' / number / 'head.safetensors').read_bytes() for name in 'ab')
+        assert one == two
+    assert 'was done before' not in outs[1] and outs[2].count('was done before') == 2
+    assert 'done before' not in run(projector, f'{command} --outdir {tmp_path}/a --orbit-frames 0 --restart').output
+    assert 'done before' not in run(projector, f'{command} --outdir {tmp_path}/b --orbit-frames 0 --seed 1').output
+    with np.load(tmp_path / 'a/small/0/projected_w.npz') as a, np.load(tmp_path / 'b/small/0/projected_w.npz') as b:
+        assert a['w'].shape == b['w'].shape
+
+
+def test_pictures_that_cannot_be_used_do_not_stop_the_others(files, tmp_path):
+    shutil.copytree(files / 'crops', tmp_path / 'crops')
+    (tmp_path / 'crops' / 'b.png').write_bytes(b'no picture')
+    out = run(projector, f'--network {files}/small.pkl --target_img {tmp_path}/crops --idx 0-2 --num-steps 1 --num-steps-pti 0 '
+                         f'--outdir {tmp_path}/o --device cpu --orbit-frames 0 --save-video false', expect=2).output
+    assert '1 picture gave no head' in out and 'b.png' in out
+    assert sorted(p.name for p in (tmp_path / 'o' / 'small').iterdir()) == ['0', '2']
+
+
+def test_head_is_filmed_with_its_network_alone(files, tmp_path):
+    run(projector, f'--network {files}/small.pkl --target_img {files}/crops --num-steps 4 --num-steps-pti 3 --outdir {tmp_path} '
+                   '--device cpu --orbit-frames 0 --save-video false')
+    head = tmp_path / 'small' / '0' / 'head.safetensors'
+    run(gen_samples, f'--network {files}/small.pkl --latent {head} --views 1 --outdir {tmp_path}/s --device cpu')
+    assert [p.name for p in (tmp_path / 's').iterdir()] == ['head0000.png']
+    result = run(gen_videos, f'--network {files}/unlabelled.pkl --latent {head} --outdir {tmp_path}/v --device cpu', expect=2)
+    assert 'small.pkl' in result.output or 'layers of' in result.output
 
 
 BAD_ARGUMENTS = [

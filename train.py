@@ -65,7 +65,8 @@ FLAGS = [
     ('state_ticks', WHOLE, 'Ticks per training state'), ('keep_states', WHOLE, 'Training states kept'),
     ('prior_yaw', NUMBER, 'Without labels: largest |yaw| of fakes'), ('prior_pitch', NUMBER, '... largest |pitch|'),
     ('metrics', TEXT, 'Names, comma-separated'), ('metrics_num', WHOLE, 'Fakes for metrics'),
-    ('metrics_features', TEXT, 'Feature network for metrics, as in calc_metrics.py'), ('seed', WHOLE, 'Random seed'), ('precision', TEXT, ', '.join(CHOICES['precision'])),
+    ('metrics_features', TEXT, 'Feature network for metrics, as in calc_metrics.py'), ('seed', WHOLE, 'Random seed'),
+    ('precision', TEXT, ', '.join(CHOICES['precision'])),
     ('workers', WHOLE, 'Reading processes'), ('nobench', FLAG, 'No cuDNN search'), ('desc', TEXT, "Text for the run folder's name"),
 ]
 

@@ -32,7 +32,8 @@ from training.trainer import Trainer  # noqa: E402
 STEPS_PER_STATE = 2
 # Everything that draws random numbers is on.
 FLAGS = (f'{TINY} {PANOHEAD_ONLY} --aug=ada --augpipe bgcfnc --target 0.01 --density_reg 1 --density_noise_fade_kimg 1 '
-         f'--style_mixing_prob 0.5 --set loss.noise_mode=random --set augment.p=0.5 --bcg_reg_prob 0.5 --tick {STEPS_PER_STATE * 0.004} --state_ticks 1 --snap 10')
+         f'--style_mixing_prob 0.5 --set loss.noise_mode=random --set augment.p=0.5 --bcg_reg_prob 0.5 '
+         f'--tick {STEPS_PER_STATE * 0.004} --state_ticks 1 --snap 10')
 # What the clock and the machine say, and what they say it of.
 OF_THE_MACHINE = ('Timing/', 'Resources/', 'timestamp')
 

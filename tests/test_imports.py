@@ -72,7 +72,7 @@ SEES = {
     'losses': BOTTOM | CONTRACTS | {'schedules'},
     'legacy': BOTTOM | NETWORKS | MODEL,
     'snapshot': BOTTOM | NETWORKS | {'legacy'},
-    'loop': BOTTOM | NETWORKS | LOOP,
+    'loop': BOTTOM | NETWORKS | LOOP | {'networks'},   # the type that networks compute in is the run's to choose
     'configure': BOTTOM | MODEL | NETWORKS | LOOP,
     'inference': BOTTOM | MODEL | NETWORKS | {'data', 'snapshot', 'configure'},
     'metrics': BOTTOM | MODEL | NETWORKS | {'data', 'snapshot', 'configure', 'inference'},

@@ -24,7 +24,8 @@ AUGMENTATION_MODES = ('noaug', 'ada', 'fixed')
 CHOICES = {
     'cfg': tuple(CFGS), 'generator': tuple(GENERATORS), 'disc_module': DISC_MODULES, 'aug': AUGMENTATION_MODES,
     'augpipe': tuple(AUGMENT_PRESETS), 'reg_type': REGULARIZER_TYPES, 'decoder_activation': DECODER_ACTIVATIONS,
-    'precision': PRECISIONS, 'sr_noise_mode': NOISE_MODES, 'noise_mode': NOISE_MODES, 'sr_module': tuple(SPECS), 'plane_axes': tuple(PLANE_AXES),
+    'precision': PRECISIONS, 'sr_noise_mode': NOISE_MODES, 'noise_mode': NOISE_MODES, 'sr_module': tuple(SPECS),
+    'plane_axes': tuple(PLANE_AXES),
 }
 HALF_RESOLUTIONS = 4   # of each network: as many as the published discriminators have in 16 bits
 # Flags that only make sense within bounds: (lowest, highest), None for open.

@@ -33,10 +33,6 @@ class Head:
     def __len__(self):
         return len(self.ws)
 
-    def __getitem__(self, chosen):
-        """The Head of those that the slice `chosen` names."""
-        return dataclasses.replace(self, ws=self.ws[chosen])
-
     def use_on(self, generator):
         """Change `generator` in place into the one of this head, and return its RenderOptions. Raises UserError if the head
         is another network's."""

@@ -383,7 +383,7 @@ def test_interrupted_video_leaves_what_was_there(tmp_path, error):
 def test_two_videos_of_one_name_do_not_meet(tmp_path):
     with video_writer(tmp_path / 'a.mp4') as first, video_writer(tmp_path / 'a.mp4') as second:
         assert len(list(tmp_path.iterdir())) == 2
-        for i in range(3):
+        for _ in range(3):
             first(np.zeros((16, 16, 3), np.uint8))
             second(np.full((32, 32, 3), 9, np.uint8))
     meta, frames = read_video(tmp_path / 'a.mp4')

@@ -300,7 +300,7 @@ def test_full_disk_names_the_destination(tmp_path, suffix, which):
             with DatasetWriter(*dests, ext='png' if which == 0 else 'jpg') as writer:
                 # A limit on the size of a file fails as a full disk does: in writing, and again in closing.
                 resource.setrlimit(resource.RLIMIT_FSIZE, (10000, before[1]))
-                for i in range(3):
+                for _ in range(3):
                     writer.add(image, image[..., 0], None, 'x')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

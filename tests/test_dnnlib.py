@@ -24,7 +24,7 @@ def test_easy_dict():
     assert d == {'a': 1, 'b': 2} and d.a == d['a'] == 1
     del d.a
     with pytest.raises(AttributeError, match='a'):
-        d.a
+        print(d.a)
     assert not hasattr(d, 'a') and d == {'b': 2}
 
 

@@ -7,11 +7,13 @@
 # PYTHON      interpreter to build .venv from, e.g. make setup PYTHON=python3.12
 # PIP_FLAGS   further options of pip install, e.g. another index for a CPU or ROCm build of torch
 # TEST_FLAGS  further options of pytest, e.g. make test TEST_FLAGS="-m 'not slow'"
+# PROCESSES   how many processes run the tests side by side [as many as processors, 4 at most]
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
@@ -35,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -c 'import sys, torch; print(f"Ready: Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.cuda.is_available()}")'
 
 test: setup
-	$(PY) -m pytest -q --durations=15 $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(PROCESSES) --durations=15 $(TEST_FLAGS)
 
 demo: setup
 	$(PY) demo.py --outdir demo

@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import camera_utils
+import gen_interpolation
 import gen_samples
 import gen_videos
 import projector
 from inference import images, trajectories
+from inference.heads import load_head
 from inference.session import Session
 from inference.targets import load_target
 from inversion_cases import LABEL, network, write_files, write_vgg
@@ -167,6 +169,15 @@ def test_head_is_filmed_with_its_network_alone(files, tmp_path):
     head = tmp_path / 'small' / '0' / 'head.safetensors'
     run(gen_samples, f'--network {files}/small.pkl --latent {head} --views 1 --outdir {tmp_path}/s --device cpu')
     assert [p.name for p in (tmp_path / 's').iterdir()] == ['head0000.png']
+    mixed = f'--latent {head} --seeds 2 --outdir {tmp_path}/i --device cpu'
+    run(gen_interpolation, f'--network {files}/small.pkl {mixed}')
+    cells = np.asarray(Image.open(tmp_path / 'i' / 'interpolation-head0000-0002.png'))
+    session = Session.open(str(files / 'small.pkl'), 'cpu')
+    first, second = session.given_ws(load_head(head)), session.seeds_to_ws([2])      # the head's changes of the network act on both
+    ws = gen_interpolation.latents.mix_styles(first, second, gen_interpolation.COLUMN_LAYERS[2])
+    front = trajectories.turned(session.camera(), 0, pivot=trajectories.ORIGIN)
+    assert (cells[:32, 64:96] == images.frames(session.view(session.identity(ws), front))[0]).all()
+    assert run(gen_interpolation, f'--network {files}/unlabelled.pkl {mixed}', expect=2).output.count('--latent')
     result = run(gen_videos, f'--network {files}/unlabelled.pkl --latent {head} --outdir {tmp_path}/v --device cpu', expect=2)
     assert 'small.pkl' in result.output or 'layers of' in result.output
 
@@ -230,7 +241,7 @@ def test_bad_arguments(files, bad, arguments, message, tmp_path):
     assert message in result.output and 'Traceback' not in result.output
 
 
-@pytest.mark.parametrize('script', [gen_samples, gen_videos])
+@pytest.mark.parametrize('script', [gen_samples, gen_videos, gen_interpolation])
 def test_bad_latents(files, script, tmp_path):
     np.savez(tmp_path / 'other.npz', w=np.zeros([1, 3, 7], np.float32))
     np.savez(tmp_path / 'flat.npz', w=np.zeros([7], np.float32))
@@ -241,6 +252,8 @@ def test_bad_latents(files, script, tmp_path):
     (tmp_path / 'text.npz').write_text('no latents')
     cases = [('other.npz', '3 layers of 7'), ('flat.npz', 'flat.npz'), ('noname.npz', '"w"'), ('object.npz', '"w"'),
              ('array.npy', '"w"'), ('text.npz', 'text.npz'), ('absent.npz', 'absent.npz'), ('good.npz --seeds 1', '--seeds')]
+    if script is gen_interpolation:
+        del cases[-1]                                                    # there seeds are the second heads
     for arguments, message in cases:
         result = run(script, f'--network {files}/small.pkl --outdir {tmp_path}/o --latent {tmp_path}/{arguments}', expect=2)
         assert message in result.output and 'Traceback' not in result.output

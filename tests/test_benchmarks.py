@@ -65,3 +65,25 @@ def test_measures_time_by_unit_and_memory(benchmark):
     if not harness.Path('/proc/self/clear_refs').exists():
         pytest.skip('memory is measured on Linux only')
     assert harness.memory_of_call(lambda: torch.ones(2 ** 24), cpu)['peak_mb'] > 60
+
+
+def test_faces_behind_stand_where_the_backs_stood(benchmark):
+    back = benchmark('metrics_back')
+    yaws = torch.tensor([170.0, -100, 95, 20, -45, 80, -10, -170])
+    real, other = back.choose(yaws.numpy(), 4, 0.5)
+    assert len({*real, *other}) == 8
+    for order in (real, other):
+        assert (yaws[order].abs() >= 90).tolist() == [True, True, False, False]
+
+
+def test_too_few_heads_are_refused(benchmark):
+    with pytest.raises(UserError, match='--data: 1 heads seen from behind, 2 are needed'):
+        benchmark('metrics_back').choose(torch.tensor([170.0, 0, 1, 2, 3, 4]).numpy(), 3, 0.3)
+
+
+def test_the_opposite_of_a_back_view_is_as_high_and_as_far_aside(benchmark):
+    back = benchmark('metrics_back')
+    labels = back.label_at(torch.tensor([170.0, -100]), torch.tensor([12.0, -8]))
+    fronts = back.opposite(labels)
+    assert torch.allclose(fronts, back.label_at(torch.tensor([10.0, -80]), torch.tensor([12.0, -8])), atol=1e-5)
+    assert torch.allclose(back.opposite(fronts), labels, atol=1e-5)

@@ -40,8 +40,8 @@ def run_process(networks, opts):
 
 
 def names(_context, _option, value):
-    """'a, b' -> ['a', 'b']."""
-    return value and [name.strip() for name in value.split(',')]
+    """'a, b' -> ['a', 'b']; None stays."""
+    return None if value is None else [name.strip() for name in value.split(',')]
 
 
 @click.command()

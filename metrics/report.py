@@ -25,12 +25,12 @@ from metrics.images import to_uint8
 from metrics.registry import metric_function
 from torch_utils.ops.resize import resize
 
-HIGHER_IS_BETTER = ('identity_consistency', 'is50k', 'pr50k3')
+HIGHER_IS_BETTER = ('identity_consistency', 'is50k', 'pr50k3_full')     # metrics; of all others less is better
 VIEWS_DEG = (0, 45, 90, 135, 180, -135, -90, -45)
 PICTURE = 96                 # pixels of a view in the report
 EXAMPLES = 4                 # heads shown of every network
 COLOURS = ('#1668b8', '#c4501b', '#2a8a4a', '#8a4ab0', '#a0831d', '#c03a75', '#3b8d97', '#666666')
-PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 460, 200, 44
+PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 460, 200, 56
 PROTOCOL = ('num', 'num_real', 'mode', 'conditioning', 'truncation_psi', 'seed', 'background', 'mirror', 'resolution', 'features',
             'total_sec')
 STYLE = """
@@ -57,6 +57,10 @@ class Measured:
     def figures(self):
         """{figure: number} of all records together."""
         return {name: value for record in self.records for name, value in record['results'].items()}
+
+    def metrics(self):
+        """{figure: metric that it is of}; figures of other counts or feature networks have names of their own."""
+        return {name: record['metric'] for record in self.records for name in record['results']}
 
 
 def short_names(paths):
@@ -121,20 +125,21 @@ def is_detail(name):
     return re.search(r'/(yaw[+-]\d+|worst\d+)$', name) is not None
 
 
-def higher_is_better(name):
-    """True or False for a metric's own figure, None for those that are neither good nor bad."""
-    return None if '/' in name else name.startswith(HIGHER_IS_BETTER)
+def higher_is_better(name, metric):
+    """True or False for a metric's own figures, None for those that are neither good nor bad."""
+    return None if '/' in name or name.endswith('_std') else metric in HIGHER_IS_BETTER
 
 
 def table(networks):
     """Figures in rows, networks in columns, the best of a row bold."""
     names = list(dict.fromkeys(name for network in networks for name in network.figures() if not is_detail(name)))
+    metrics = {name: metric for network in networks for name, metric in network.metrics().items()}
     head = ''.join(f'<th>{html.escape(network.name)}</th>' for network in networks)
     rows = []
     for name in names:
         values = [network.figures().get(name) for network in networks]
         finite = [value for value in values if value is not None and math.isfinite(value)]
-        upwards = higher_is_better(name)
+        upwards = higher_is_better(name, metrics[name])
         best = None if upwards is None or len(finite) < 2 else (max if upwards else min)(finite)
         cells = ''.join(f'<td{" class=best" if value is not None and value == best else ""}>{number(value)}</td>' for value in values)
         arrow = '' if upwards is None else ' ↑' if upwards else ' ↓'
@@ -172,7 +177,7 @@ def plot(lines):
         value = low + (high - low) * i / 4
         x, y = place(-180, value).split(',')
         parts.append(f'<line x1="{x}" y1="{y}" x2="{MARGIN + width:.1f}" y2="{y}" stroke="#8884"/>'
-                     f'<text x="{float(x) - 5}" y="{float(y) + 4}" text-anchor="end">{value:.3g}</text>')
+                     f'<text x="{float(x) - 5}" y="{float(y) + 4}" text-anchor="end">{value:.2g}</text>')
     for yaw, label in ((-180, 'back'), (-90, '−90°'), (0, 'front'), (90, '90°'), (180, 'back')):
         x = place(yaw, low).split(',')[0]
         parts.append(f'<text x="{x}" y="{PLOT_HEIGHT - 12}" text-anchor="middle">{label}</text>')

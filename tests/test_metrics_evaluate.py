@@ -28,6 +28,8 @@ from training.generators.panohead import PanoHeadGenerator
 from training.snapshot import save_snapshot
 
 ALL = 'fid50k_full,kid50k_full,pr50k3_full,ppl2_wend,frechet_seeded'
+HEADS = ('identity_consistency,pose_error,face_at_back,mask_agreement,depth_agreement,photometric_consistency,flicker,density_sanity,'
+         'hollow_face,depth_synthetic')
 SMALL = dict(img_resolution=32, features=4, z_dim=8, w_dim=12, channel_base=256, channel_max=8, plane_resolution=16,
              neural_rendering_resolution=8, sr_channel_scale=0.125,
              rendering={'ray_start': 2.3, 'depth_resolution': 6, 'depth_resolution_importance': 4})
@@ -106,16 +108,21 @@ def test_training_and_command_agree(tmp_path):
         assert len(records_of(network)[name]) == 2
 
 
-def test_one_and_three_processes_agree(data, network):
+@pytest.mark.parametrize('names, num, processes', [(ALL, 21, 3), (HEADS, 7, 2), ('fid50k_yaw12,fid50k_random_camera', 240, 2)],
+                         ids=['published', 'heads', 'views'])
+def test_one_and_three_processes_agree(names, num, processes, tmp_path, network):
+    """Batches that do not divide among the processes, the last of them short."""
+    write_set(tmp_path / 'img', yaws=(0, 60, 120, -170, 30, 100, -80, 10) if processes == 3 else (5, 175) * 21, size=32)
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
-    for gpus in (1, 3):
-        options = f'--metrics {ALL} --num 21 --batch 2 --features seeded --device cpu --no-cache --gpus {gpus}'
-        done = subprocess.run([sys.executable, ROOT / 'calc_metrics.py', '--network', network, '--data', data[0], *options.split()],
-                              env=environment, capture_output=True, text=True)
+    for gpus in (1, processes):
+        options = f'--metrics {names} --num {num} --batch 2 --features seeded --device cpu --no-cache --gpus {gpus}'
+        done = subprocess.run([sys.executable, ROOT / 'calc_metrics.py', '--network', network, '--data', tmp_path / 'img',
+                               *options.split()], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    for name, (one, three) in records_of(network).items():
-        assert (one['num_processes'], three['num_processes']) == (1, 3)
-        assert three['results'] == pytest.approx(one['results'], rel=1e-6), name
+    assert records_of(network).keys() == set(names.split(','))
+    for name, (one, several) in records_of(network).items():
+        assert (one['num_processes'], several['num_processes']) == (1, processes)
+        assert several['results'] == pytest.approx(one['results'], rel=1e-6), name
 
 
 def test_training_settings_do_not_reach_the_figures(data, network):

@@ -70,6 +70,15 @@ def test_page_has_tables_plots_and_pictures():
     assert json.loads(text[text.index('<pre>') + 5:text.index('</pre>')].replace('&quot;', '"'))[0]['metric'] == 'pose_error'
 
 
+def test_better_is_told_by_the_metric_whatever_its_figures_are_called():
+    def measured(name, sign):
+        return report.Measured(name, [record('pr50k3_full', **{'pr2k3_full-builtin_precision': 0.5 + 0.3 * sign}),
+                                      record('is50k', is2k_mean=3.5 + sign, is2k_std=0.6 + 0.1 * sign),
+                                      record('fid50k_full', **{'fid2k_full-builtin': 6.5 + sign})], {})
+    cells = Reader(report.page([measured('a', -1), measured('b', 1)])).cells
+    assert {('best', '0.8'), ('best', '4.5'), ('best', '5.5'), (None, '0.5'), (None, '0.7'), (None, 'is2k_std')} <= set(cells)
+
+
 def test_curves_close_the_round():
     lines = report.curves(networks())
     assert set(lines) == {'pose_error'} and set(lines['pose_error']) == {0, 1}

@@ -3,7 +3,12 @@
 import contextlib
 import json
 import os
+import signal
+import sys
 from pathlib import Path
+
+if __name__ == '__main__':   # until training begins there is nothing to save: Ctrl-C ends at once and says nothing
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import click
 
@@ -18,6 +23,7 @@ from training.presets import PRESETS
 from training.state import abandon_later_states, check_same_run, choose_run_dir, read_options, run_of
 from training.training_loop import training_loop
 
+INTERRUPTED = 130     # what shells say of a program that Ctrl-C ended
 NUMBER, WHOLE, FLAG, TEXT = FiniteFloat(), int, bool, str
 
 
@@ -100,7 +106,8 @@ def run_process(config, run_dir):
 def main(outdir, assignments, fresh, allow_changes, dry_run, **flags):
     """Train a head generator; see README.md for whole commands. The same command again goes on with its unfinished run.
 
-    Exit codes: 0 finished or Ctrl-C, 1 fault, 2 wrong input, 75 SIGTERM: all is saved, run the command again."""
+    Exit codes: 0 finished or Ctrl-C, 1 fault, 2 wrong input, 75 SIGTERM: all is saved, run the command again;
+    130 Ctrl-C before training began, or a second one."""
     run_dir = run_of(flags['resume'])
     if run_dir is not None:     # all that counts is in the folder; what the run itself was started from stays as it was
         state, original = flags['resume'], read_options(run_dir) or {'run': {'resume': None, 'resume_kimg': 0.0}}
@@ -130,7 +137,10 @@ def main(outdir, assignments, fresh, allow_changes, dry_run, **flags):
             abandon_later_states(state)
         print(text)
     if not dry_run:
-        distributed.run_processes(run_process, config['run']['num_gpus'], config, run_dir)
+        try:
+            distributed.run_processes(run_process, config['run']['num_gpus'], config, run_dir)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,6 +123,42 @@ def test_others_wait_for_the_first_process(seen):
 def test_error_of_the_user_comes_back_from_a_process():
     with pytest.raises(dnnlib.UserError, match='^--data x.zip: absent$'):
         distributed.spawn(fail, 2, 'cpu')
+
+
+STARTING = """
+import os, sys, time
+sys.path.insert(0, os.environ['PROJECT'])
+from torch_utils import distributed
+
+def work():
+    time.sleep(60)
+
+if __name__ == '__mp_main__':
+    print('importing', flush=True)
+    time.sleep(1)
+if __name__ == '__main__':
+    try:
+        distributed.spawn(work, 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, distributed.EXIT_AGAIN)], ids=['Ctrl-C', 'SIGTERM'])
+def test_signals_are_heard_while_processes_start(tmp_path, number, code):
+    """By those that are only importing, and by those that are not there yet; without a traceback."""
+    (tmp_path / 'starting.py').write_text(STARTING)
+    environment = {**os.environ, 'PROJECT': os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    with subprocess.Popen([sys.executable, tmp_path / 'starting.py'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=environment, start_new_session=True) as process:
+        try:
+            process.stdout.readline()
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            _, errors = process.communicate(timeout=50)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert (process.returncode, errors) == (code, '')
 
 
 def test_torchrun(tmp_path):

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from dnnlib.util import UserError
-from torch_utils import watch
+from torch_utils import signals, watch
 from torch_utils.watch import phase
 
 # Set by `spawn` for its processes: the folder through which they find each other, free of any port.
@@ -155,10 +155,35 @@ def print0(*args, **kwargs):
 def cleanup():
     """Leave the group of processes, if there is one, together with all the others."""
     if _is_initialized():
+        board = watch.board()
+        # Not by a barrier: who is through it and closes its connections fails those that have not yet noticed that they are.
         with _collective('leaving together'):
-            dist.barrier()
+            _meet_at_end(board)
         watch.stop()
+        _let_go(board)
         dist.destroy_process_group()
+
+
+def _meet_at_end(board):
+    """Wait until no process is in a collective any more."""
+    if rank() > 0:
+        board.post(f'done-{rank()}', '')
+    for word in ['all-done'] if rank() > 0 else [f'done-{other}' for other in range(1, world_size())]:
+        while board.read(word) is None:
+            time.sleep(POLL)
+    if rank() == 0:
+        board.post('all-done', '')
+
+
+def _let_go(board):
+    """The board may be kept by process 0, which goes last, or after END_GRACE."""
+    if rank() > 0:
+        board.post(f'gone-{rank()}', '')
+        return
+    deadline = time.monotonic() + END_GRACE
+    for other in range(1, world_size()):
+        while board.read(f'gone-{other}') is None and time.monotonic() < deadline:
+            time.sleep(POLL)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,24 +239,28 @@ class ProcessError(RuntimeError):
 def spawn(fn, num, *args):
     """Run fn(*args) in `num` new processes of this machine, which find each other in `init`, and wait for them. `fn` and
     `args` must be picklable. One process means a plain call. A UserError in any of them is raised here, and of another
-    failure ProcessError; then all processes have ended. SIGTERM is passed on to them."""
+    failure ProcessError; then all processes have ended. SIGTERM is passed on to them; where it ended them before they could
+    answer, SystemExit of EXIT_AGAIN. KeyboardInterrupt if Ctrl-C ended one that did not handle it."""
     if num == 1:
         fn(*args)
         return
     context = multiprocessing.get_context('spawn')
     with tempfile.TemporaryDirectory() as folder:
         processes = []
-        with _signals_left_to_others(processes) as interrupts:
+        with signals.left_to_others(processes) as noted:
             try:
-                for local_rank in range(num):
-                    process = context.Process(target=_run_process, args=(local_rank, fn, num, folder, args))
-                    process.start()
-                    processes.append(process)
+                with signals.held():
+                    for local_rank in range(num):
+                        process = context.Process(target=_run_process, args=(local_rank, fn, num, folder, args))
+                        process.start()
+                        processes.append(process)
+                if signal.SIGINT in noted:   # before some of them were there
+                    signals.pass_on(processes, signal.SIGINT)
                 failed = _wait_for(processes)
             finally:
                 _end(processes)
         if failed is not None:
-            _raise_first_cause(Path(folder), processes, failed, interrupts)
+            _raise_first_cause(Path(folder), processes, failed, noted)
         if any(process.exitcode == EXIT_AGAIN for process in processes):
             sys.exit(EXIT_AGAIN)
 
@@ -259,8 +288,8 @@ def _end(processes):
             process.join()
 
 
-def _raise_first_cause(folder, processes, failed, interrupts):
-    """Raise what the first of the failed processes died of."""
+def _raise_first_cause(folder, processes, failed, noted):
+    """Raise what the first of the failed processes died of. `noted`: the signals that came meanwhile."""
     failures = [json.loads(path.read_text(encoding='utf-8')) for path in folder.glob('failure-*')]
     causes = sorted((f for f in failures if not f['peer']), key=lambda f: f['time'])
     if causes:
@@ -270,8 +299,10 @@ def _raise_first_cause(folder, processes, failed, interrupts):
             raise KeyboardInterrupt
         raise ProcessError(f'{causes[0]["traceback"]}\n{watch.sentence(causes[0])}')
     killed = [(rank, -process.exitcode) for rank, process in enumerate(processes) if process.exitcode < 0]
-    if interrupts and not killed:
+    if signal.SIGINT in noted and not killed:
         raise KeyboardInterrupt
+    if signal.SIGTERM in noted and (failed, signal.SIGTERM) in killed:
+        sys.exit(EXIT_AGAIN)
     rank, number = next((pair for pair in killed if pair[0] == failed), (failed, 0))
     seen = watch.FolderBoard(folder).read(f'phase-{rank:06d}')
     where = json.loads(seen)[0] if seen else 'start-up'
@@ -283,41 +314,22 @@ def _raise_first_cause(folder, processes, failed, interrupts):
     raise ProcessError(text)
 
 
-@contextlib.contextmanager
-def _signals_left_to_others(processes):
-    """Ctrl-C reaches every process of the terminal; the one that only waits for the others lets them end as they see fit,
-    and adds to the list that the context gives. SIGTERM comes to this process alone and is passed on to `processes`."""
-    noted = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-
-    def pass_on(number, _):
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid, number)
-    # Functions, not SIG_IGN, which the new processes would inherit.
-    former = {signal.SIGINT: signal.signal(signal.SIGINT, lambda number, _: noted.append(number)),
-              signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
-    try:
-        yield noted
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
 def _run_process(local_rank, fn, num, folder, args):
     os.environ.update(RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(num), LOCAL_WORLD_SIZE=str(num))
     os.environ[FOLDER] = folder
     tqdm.set_lock(threading.RLock())   # not one between processes, which would be reported as left behind when they are killed
     try:
+        signals.let_in()
         fn(*args)
+        signals.ignore()
         cleanup()
     except SystemExit as error:
         if error.code == EXIT_AGAIN:
+            signals.ignore()
             cleanup()
         raise
     except BaseException as error:
+        signals.ignore()
         failure = watch.describe(local_rank, error)
         watch.tell_failure(local_rank, error)
         # Where init was not reached there is no board yet; the process that waits for us reads the file in any case.

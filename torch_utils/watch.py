@@ -142,7 +142,9 @@ class _Watch(threading.Thread):
         self._posted = None
 
     def stop(self):
+        """End the thread: one that is still at the board when the program ends would take it down."""
         self._ended.set()
+        self.join(GRACE)
 
     def run(self):
         while not self._ended.wait(INTERVAL):

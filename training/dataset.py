@@ -10,6 +10,7 @@ import torch
 
 import camera_utils
 from dnnlib import UserError
+from torch_utils import signals
 from training.dataset_check import check_dataset, faults_error
 from training.dataset_labels import parse_labels, read_labels, within_angles
 from training.dataset_store import ImageStore, name_stem
@@ -243,6 +244,12 @@ def reader_died(error):
                      'when memory runs out: take fewer')
 
 
+def _leave_signals_to_training(_):
+    """For a reading process: Ctrl-C of a terminal and SIGTERM of a cluster reach it as well, but the step in progress wants its
+    data. It ends with the process that reads from it."""
+    signals.ignore()
+
+
 def iterate_batches(dataset, batch_size, sampler, num_workers=0, pin_memory=False, substitutes=0):
     """Yields batches, dicts of stacked tensors, of `dataset` in the order of `sampler`, read by `num_workers` processes
     (0: this one). Raises UserError naming a damaged file with a clean message, whichever process met it.
@@ -253,7 +260,7 @@ def iterate_batches(dataset, batch_size, sampler, num_workers=0, pin_memory=Fals
     # A generator of its own: PyTorch's is the training's, and prefetching must leave no trace in it.
     loader = torch.utils.data.DataLoader(_ErrorsAsItems(dataset, substitutes), batch_size=batch_size, sampler=sampler,
                                          collate_fn=_Collate(substitutes), num_workers=num_workers, pin_memory=pin_memory,
-                                         generator=torch.Generator())
+                                         generator=torch.Generator(), worker_init_fn=_leave_signals_to_training)
     error = None
     try:
         for batch in loader:

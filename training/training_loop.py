@@ -23,8 +23,8 @@ SAME_KEY_SECONDS = 1.5     # a launcher may pass on a Ctrl-C that the terminal h
 
 
 class _StopRequest:
-    """Ctrl-C and SIGTERM as wishes, while the context lasts: the step in progress ends first, and all processes end with the
-    same one. A second Ctrl-C interrupts at once."""
+    """Ctrl-C and SIGTERM as wishes, while the context lasts: start-up or the step in progress ends first, and all processes end
+    with the same one. A second Ctrl-C interrupts at once."""
 
     def __enter__(self):
         self._interrupted = self._terminated = False
@@ -84,11 +84,12 @@ class _Loop:
         if self.main:
             self.reporter.start_tick()
 
-    def train(self):
-        """Step until the end. Returns whether it was Ctrl-C ('interrupted'), SIGTERM ('terminated') or the run's ('finished')."""
+    def train(self, stop):
+        """Step until the end, or until `stop` is heard. Returns how it ended: 'interrupted' by Ctrl-C, 'terminated' by SIGTERM or
+        'finished'."""
         trainer = self.trainer
         progress = tqdm(total=self.total, initial=trainer.nimg, unit='img', desc='training', disable=not self.main, mininterval=1.0)
-        with _StopRequest() as stop, progress:
+        with progress:
             while trainer.nimg < self.total:
                 try:
                     trainer.step()
@@ -163,10 +164,9 @@ class _Loop:
             return
         self.reporter.close()
         kimg = self.trainer.nimg / 1000
-        if how == 'interrupted':
-            tqdm.write(f'Interrupted; everything learned is in {self.snapshot}. The same command goes on from {kimg:g} kimg')
-        elif how == 'terminated':
-            tqdm.write(f'Terminated; the same command goes on from {kimg:g} kimg')
+        if how in ('interrupted', 'terminated'):
+            learned = f'; everything learned is in {self.snapshot}' if how == 'interrupted' and self.snapshot is not None else ''
+            tqdm.write(f'{how.capitalize()}{learned}. The same command goes on from {kimg:g} kimg')
         else:
             text = json.dumps({'kimg': kimg, 'metrics': self.trainer.metrics}, indent=2)
             with disk_trouble(self.problems, FINISHED):
@@ -179,15 +179,19 @@ def training_loop(config, run_dir, device, evaluate=None):
     """Train as `config` says (see configure.training_config), writing into `run_dir`; returns the last snapshot's path.
 
     A folder that holds a training state is gone on with from there. `evaluate(snapshot path)` yields records of metrics;
-    every process calls it, with the snapshot of process 0. Ctrl-C ends the run after saving what it
-    has learned; SIGTERM does too, writes the training state only, and exits with distributed.EXIT_AGAIN.
+    every process calls it, with the snapshot of process 0. Ctrl-C ends the run after saving what it has learned, a second one at
+    once, by KeyboardInterrupt. SIGTERM ends it after writing the training state only, with exit code distributed.EXIT_AGAIN.
     """
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_StopRequest())
         if distributed.rank() == 0:
             stack.enter_context(only_writer(Path(run_dir)))
         loop = _Loop(config, run_dir, device, evaluate)
-        loop.begin()
-        how = loop.train()
+        interrupted, terminated, _ = stop.heard(False)
+        how = 'interrupted' if interrupted else 'terminated' if terminated else None
+        if how is None:
+            loop.begin()
+            how = loop.train(stop)
         loop.end(how)
     if how == 'terminated':
         sys.exit(distributed.EXIT_AGAIN)

@@ -224,7 +224,7 @@ def test_terminated_run_saves_and_says_run_again(heads, tmp_path, monkeypatch):
     command = (f'--outdir {tmp_path / "cut"} --img_data {heads[0]} --seg_data {heads[1]} {TINY} {PANOHEAD_ONLY} '
                '--kimg 0.024 --tick 0.012 --snap 0')
     result = invoke(train, command)
-    assert result.exit_code == 75 and 'Terminated; the same command goes on from 0.016 kimg' in result.output
+    assert result.exit_code == 75 and 'Terminated. The same command goes on from 0.016 kimg' in result.output
     monkeypatch.undo()
     assert invoke(train, command).exit_code == 0
     lines = [[json.loads(line) for line in (max(folder.glob('0*')) / 'stats.jsonl').read_text().splitlines()]

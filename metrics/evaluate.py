@@ -221,9 +221,11 @@ def measure(network, data=None, seg=None, metrics=('frechet_seeded',), num=None,
     if others is not None:
         jobs = [dataclasses.replace(job, num=min(job.num, len(others))) for job in jobs]
     for job in jobs:
-        if job.num < job.metric.num and not job.metric.fixed_features:
-            warnings.warn(f'{job.metric.name} with {job.num} samples instead of {job.metric.num}: reported as {job.name}; '
-                          'distances from few samples come out too large and compare only at equal counts', stacklevel=2)
+        if job.num < job.metric.num:
+            named = '' if job.name == job.metric.name else f'reported as {job.name}; '
+            bias = 'distances from few samples come out too large' if job.metric.collects else 'figures of few samples are rough'
+            warnings.warn(f'{job.metric.name} with {job.num} samples instead of {job.metric.num}: {named}{bias} and compare only at '
+                          'equal counts', stacklevel=2)
     data_digest = dataset.content_digest()
     evaluator = Evaluator(evaluation, jobs, {'digest': data_digest, 'mode': mode, 'mirror': mirror} if use_cache else None)
     common = {'mode': mode, 'seed': seed, 'data': dataset.name, 'data_digest': data_digest, 'mirror': mirror,

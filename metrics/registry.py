@@ -47,7 +47,11 @@ class Metric:
         """What the figures of this metric are called at `num` samples of the feature network named `features`: the
         metric's own name under its own protocol, and otherwise one that says what is different, such as fid2k_full or
         fid50k_full-builtin, so that nobody takes it for the figure of the literature."""
-        name = self.name if num == self.num else self.name.replace(f'{self.num / 1000:g}k', f'{num / 1000:g}k', 1)
+        own, count = f'{self.num / 1000:g}k', f'{num / 1000:g}k'
+        if num == self.num or self.fixed_features:       # the latter are figures of nobody else's
+            name = self.name
+        else:
+            name = self.name.replace(own, count, 1) if own in self.name else f'{self.name}_{count}'
         return name if features in (None, self.features) else f'{name}-{features}'
 
 

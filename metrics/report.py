@@ -131,7 +131,7 @@ def higher_is_better(name, metric):
 
 
 def table(networks):
-    """Figures in rows, networks in columns, the best of a row bold."""
+    """Figures in rows, networks in columns, the best of a row bold unless all are equal."""
     names = list(dict.fromkeys(name for network in networks for name in network.figures() if not is_detail(name)))
     metrics = {name: metric for network in networks for name, metric in network.metrics().items()}
     head = ''.join(f'<th>{html.escape(network.name)}</th>' for network in networks)
@@ -140,7 +140,7 @@ def table(networks):
         values = [network.figures().get(name) for network in networks]
         finite = [value for value in values if value is not None and math.isfinite(value)]
         upwards = higher_is_better(name, metrics[name])
-        best = None if upwards is None or len(finite) < 2 else (max if upwards else min)(finite)
+        best = None if upwards is None or len(set(finite)) < 2 else (max if upwards else min)(finite)
         cells = ''.join(f'<td{" class=best" if value is not None and value == best else ""}>{number(value)}</td>' for value in values)
         arrow = '' if upwards is None else ' ↑' if upwards else ' ↓'
         rows.append(f'<tr><td>{html.escape(name)}{arrow}</td>{cells}</tr>')
@@ -162,22 +162,30 @@ def curves(networks):
     return found
 
 
-def plot(lines):
-    """SVG of curves {network's index: [(yaw, value)]} over -180..180 degrees; the axis starts at 0."""
-    values = [value for points in lines.values() for _, value in points]
+def axis_marks(values):
+    """Round numbers, ascending and equally far apart, that enclose the values and 0: four to nine of them, or two."""
     low, high = min(0.0, *values), max(0.0, *values)
-    high = high if high > low else low + 1
+    if high == low:
+        return [0.0, 1.0]
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = max(factor * power for factor in (1, 2, 2.5, 5) if factor * power <= (high - low) / 4 * (1 + 1e-9))
+    return [index * step for index in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+def plot(lines):
+    """SVG of curves {network's index: [(yaw, value)]} over -180..180 degrees; the axis takes in 0."""
+    marks = axis_marks([value for points in lines.values() for _, value in points])
+    low, high = marks[0], marks[-1]
     width, height = PLOT_WIDTH - 1.5 * MARGIN, PLOT_HEIGHT - MARGIN
 
     def place(yaw, value):
         return f'{MARGIN + (yaw + 180) / 360 * width:.1f},{12 + (high - value) / (high - low) * height:.1f}'
 
     parts = []
-    for i in range(5):
-        value = low + (high - low) * i / 4
+    for value in marks:
         x, y = place(-180, value).split(',')
         parts.append(f'<line x1="{x}" y1="{y}" x2="{MARGIN + width:.1f}" y2="{y}" stroke="#8884"/>'
-                     f'<text x="{float(x) - 5}" y="{float(y) + 4}" text-anchor="end">{value:.2g}</text>')
+                     f'<text x="{float(x) - 5}" y="{float(y) + 4}" text-anchor="end">{value:.4g}</text>')
     for yaw, label in ((-180, 'back'), (-90, '−90°'), (0, 'front'), (90, '90°'), (180, 'back')):
         x = place(yaw, low).split(',')[0]
         parts.append(f'<text x="{x}" y="{PLOT_HEIGHT - 12}" text-anchor="middle">{label}</text>')

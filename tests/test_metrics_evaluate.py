@@ -315,8 +315,12 @@ def test_one_image_of_a_mode_is_too_few(tmp_path, network):
 def test_small_counts_warn(data, network):
     with warnings.catch_warnings():
         warnings.simplefilter('always')
-        result = command('--network', network, '--data', data[0], *'--metrics fid50k --features seeded --num 4 --device cpu'.split())
-    assert 'Warning: fid50k with 4 samples instead of 50000: reported as fid0.004k-seeded' in result.output
+        result = command('--network', network, '--data', data[0], *(
+            '--metrics fid50k,frechet_seeded,ppl2_wend --features seeded --num 4 --device cpu').split())
+    assert 'Warning: fid50k with 4 samples instead of 50000: reported as fid0.004k-seeded; distances' in result.output
+    assert 'Warning: frechet_seeded with 4 samples instead of 2000: distances from few samples come out too large' in result.output
+    assert 'Warning: ppl2_wend with 4 samples instead of 50000: reported as ppl2_wend_0.004k-seeded; figures' in result.output
+    assert records_of(network)['ppl2_wend'][0]['results'].keys() == {'ppl2_wend_0.004k-seeded'}
 
 
 def test_ctrl_c_keeps_what_is_finished(data, network, monkeypatch):

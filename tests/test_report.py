@@ -88,6 +88,20 @@ def test_curves_close_the_round():
     assert 'nan' not in flat and 'inf' not in flat
 
 
+@pytest.mark.parametrize('values', [[0.00327], [176.0, 3], [-0.5, 16.4], [1.0], [4.0, 8.0], [1e-9, -1e-9], [-3.0], [99999.0]])
+def test_axes_have_round_numbers(values):
+    marks = report.axis_marks(values)
+    assert 4 <= len(marks) <= 11 and 0.0 in marks
+    assert marks[0] <= min(values) and marks[-1] >= max(values) * (1 - 1e-9)
+    for mark in marks:
+        assert float(f'{mark:.4g}') == pytest.approx(mark, rel=1e-9)        # what is printed is where the line is
+
+
+def test_equal_figures_have_no_best():
+    same = [report.Measured(name, [record(pose_error=3.0)], {}) for name in 'ab']
+    assert 'class=best' not in report.table(same)
+
+
 def test_names_tell_networks_apart():
     assert report.short_names(['runs/1/x.pkl', 'runs/2/y.pkl']) == ['x.pkl', 'y.pkl']
     assert report.short_names(['runs/1/x.pkl', 'runs/2/x.pkl', 'demo']) == ['1/x.pkl', '2/x.pkl', 'demo']

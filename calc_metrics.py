@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from dnnlib import UserError
 from dnnlib.cli import FiniteFloat, require_fast_option, trust_pickle_option, user_errors
 from metrics import BACKGROUNDS, MODES, append_record, list_features, list_metrics, measure, report
 from torch_utils import distributed, misc
@@ -32,7 +33,10 @@ def run_process(networks, opts):
         for record in measure(network, progress=True, **opts):
             if distributed.rank() == 0:
                 click.echo(json.dumps(record))
-                append_record(network, record)
+                try:
+                    append_record(network, record)
+                except UserError as error:          # hours of others' figures are not given up for a copy of this one
+                    warn(f'{error}; the record is on the screen alone')
                 measured.setdefault(network, []).append(record)
     if path and distributed.rank() == 0:
         report.write_report(path, report.collect(measured, opts['device'], opts['seed'], opts['truncation_psi']))

@@ -73,8 +73,8 @@ def _figures(name, values):
 @register_metric('depth_agreement', num=100, fixed_features=True, **PROTOCOL)
 def depth_agreement(evaluation):
     """How far two views of a head disagree about where its surface is: mean distance in world units (1 is about 42 cm)
-    between the surface seen from one camera and from another 12 degrees aside, over six sides. 0 is best; perfect depth at
-    64 pixels gives 0.002 to 0.004 by interpolation alone, a surface that follows the camera 0.02 and more. '/hidden' is
+    between the surface seen from one camera and from another 12 degrees aside, over six sides. 0 is best; perfect
+    heads at 64 pixels give 0.0004, a hollow face 0.007, pictures mirrored beside their cameras 0.04. '/hidden' is
     the share of points that the other view does not see; '/yaw...' are the six sides."""
     rows = _pairs(evaluation)
     return {**_figures('depth_agreement', rows['depth']), 'depth_agreement/hidden': float(rows['hidden'].mean())}
@@ -83,8 +83,8 @@ def depth_agreement(evaluation):
 @register_metric('photometric_consistency', num=100, fixed_features=True, **PROTOCOL)
 def photometric_consistency(evaluation):
     """How far two views of a point of a head disagree about its colour: mean absolute difference in [0, 1] between views 12
-    degrees apart, taken from one to the other by the depth, over six sides. 0 is best; perfect heads at 64 pixels give 0.01
-    to 0.03 (highlights, interpolation), texture that sticks to the screen more."""
+    degrees apart, taken from one to the other by the depth, over six sides. 0 is best; perfect heads at 64 pixels give 0.007
+    (highlights, interpolation), hollow faces 0.02, texture that sticks to the screen more than perfect heads."""
     return _figures('photometric_consistency', _pairs(evaluation)['colour'])
 
 

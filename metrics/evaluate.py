@@ -292,4 +292,5 @@ def append_record(network, record):
             with open(path, 'a', encoding='utf-8') as file:
                 file.write(json.dumps(record) + '\n')
         except OSError as error:
-            raise UserError(f'--network {network}: cannot write {path.name} beside it ({error.strerror})') from error
+            raise UserError(f'--network {network}: cannot write {path.name} beside it ({error.strerror}); make the folder writable, or '
+                            'copy the network to one that is') from error

@@ -69,7 +69,7 @@ def identity_consistency(evaluation):
 @register_metric('pose_error', num=500, **READ)
 def pose_error(evaluation):
     """Degrees between the yaw of the camera asked for and the yaw that the built-in network reads off the picture: the median
-    over heads seen once each from random sides (yaw uniform, pitch within 15 degrees). 0 is best; perfect pictures give 2 to 4, what the
+    over heads seen once each from random sides (yaw uniform, pitch within 15 degrees). 0 is best; perfect pictures give 1.5 to 4, what the
     network itself errs; a set whose labels are off by some angle gives that angle. '/bias' is the median of the signed
     error, '/front' and '/back' the medians of the halves, '/share_beyond_45' the share of gross errors, '/pitch' the median
     of the pitch error, '/yaw...' means over the bins of the yaw asked for."""
@@ -97,7 +97,7 @@ def pose_error(evaluation):
 @register_metric('face_at_back', num=300, **READ)
 def face_at_back(evaluation):
     """Share of heads with a face where none belongs: each is seen once from behind (|yaw| at least 150 degrees), and the
-    built-in network says whether it sees a face. 0 is best; real heads give 0.00 to 0.02. '/front' is the share of the same
+    built-in network says whether it sees a face. 0 is best, and what perfect heads give. '/front' is the share of the same
     heads whose face is seen from before (|yaw| within 30 degrees), which should be near 1: without it a network that draws
     no faces at all would do well here."""
     heads, network = Heads.of(evaluation), head_network(evaluation.device)

@@ -33,7 +33,7 @@ def pieces(density, box):
 
 @register_metric('density_sanity', num=50, fixed_features=True, **PROTOCOL)
 def density_sanity(evaluation):
-    """Share of a head's matter that floats apart from it, on a 64^3 grid of density: 0 is best and what real heads give;
+    """Share of a head's matter that floats apart from it, on a 64^3 grid of density: 0 is best and what perfect heads give;
     above 0.01 films show specks. '/empty' is the share of heads without any matter, '/volume' the mean volume in world
     units cubed: 0.04 to 0.09 for heads with shoulders."""
     heads = Heads.of(evaluation)
@@ -58,8 +58,8 @@ def density_sanity(evaluation):
 def hollow_face(evaluation):
     """Share of heads whose face is hollow: seen from the front it looks like a face, but its depth is that of a mask from
     behind. The built-in network says where the face is, a paraboloid fitted to the depth there which way it bends
-    (metrics.geometry.relief). 0 is best; real heads give 0. '/relief' is the mean height of the face before its rim in
-    world units, 0.02 to 0.04 for real heads, near 0 for a flat picture; '/no_face' the share of heads without a face to
+    (metrics.geometry.relief). 0 is best; perfect heads give 0. '/relief' is the mean height of the face before its rim in
+    world units, 0.02 to 0.04 for perfect heads, near 0 for a flat picture; '/no_face' the share of heads without a face to
     look at, which count as neither."""
     heads, network = Heads.of(evaluation), head_network(evaluation.device)
 

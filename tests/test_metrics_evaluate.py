@@ -335,6 +335,15 @@ def test_ctrl_c_keeps_what_is_finished(data, network, monkeypatch):
     assert records_of(network).keys() == {'frechet_seeded'}
 
 
+def test_place_that_cannot_be_written_stops_nothing(data, network):
+    """Somebody else's network, in a folder of theirs: the figures are on the screen."""
+    (network.parent / 'metric-fid50k.jsonl').mkdir()
+    result = command('--network', network, '--data', data[0], *(
+        '--metrics fid50k,frechet_seeded --features seeded --num 4 --device cpu').split())
+    assert 'cannot write metric-fid50k.jsonl beside it' in result.output and '"fid0.004k-seeded"' in result.output
+    assert [path.stem for path in network.parent.glob('metric-*.jsonl') if path.is_file()] == ['metric-frechet_seeded']
+
+
 def test_pictures_are_made_once_for_all_metrics(data, network, monkeypatch):
     made = []
     fake = metrics.evaluate.images.fake_source

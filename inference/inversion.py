@@ -14,7 +14,7 @@ import camera_utils
 from inference import trajectories
 from inference.camera_fit import CAMERA_SCALES, moved_cameras
 from inference.heads import apply_deltas
-from inference.inversion_options import recipe_options
+from inference.inversion_options import freed_options, recipe_options
 from inference.inversion_run import Look, Run, StageOptions, copied, optimise
 from inference.latent_space import latent_statistics
 from inference.latents import conditioning
@@ -362,7 +362,8 @@ def invert(generator, targets, features, options, observe=None, progress=False, 
             pre = post = render(ws, labels).image
         tuned = {'losses': [], 'deltas': {}}
         if options.steps_g > 0:
-            tuned = _tuned(generator, lambda labels: render(ws, labels), loss_of, features, labels, options, run)
+            freed = freed_options(options, min(psnr(image, target) for image, target in zip(pre, loss_of.images)))
+            tuned = _tuned(generator, lambda labels: render(ws, labels), loss_of, features, labels, freed, run)
             with torch.no_grad():
                 post = render(ws, labels).image
     if run.bar is not None:

@@ -12,6 +12,7 @@ from dnnlib import UserError
 SPACES = ('layers', 'whitened')
 STATISTICS_VIEWS = ('front', 'front+back')
 BACKS = ('none', 'generated')
+FREED_SPAN = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,8 @@ class InversionOptions:
     background: float = 1.0            # what pixels outside of a mask count for
     weight_locality: float = 0.0       # stage 2: of the picture loss from other cameras, against the untuned generator
     num_locality: int = 16             # those cameras
+    freed_below_psnr: float = 0.0      # stage 2 is freed for pictures that stage 1 leaves farther than this, in dB; 0: never
+    freed_by: float = 1.0              # then, from FREED_SPAN dB below on, the rate is this times as high, locality weighs as much less
     weight_drift: float = 0.0          # stage 2: of the mean squared change of the weights, relative to their size
     patience: int = 0                  # a stage ends after so many steps in which its loss fell by less than 1 %; 0: never
     enough_psnr: float = 0.0           # stage 2 ends where all pictures are this close, in dB; 0: never
@@ -71,8 +74,16 @@ RECIPES = {
         steps_w=300, steps_g=200, lr_w=0.4, lr_g=1e-3, lr_ramp_down=0.9, lr_g_ramp_down=1.0, adam_beta2=0.99, noise_initial=0.0,
         space='whitened', candidates=64, weight_photometric=1.0, weight_perceptual=0.3, weight_prior=0.02, refine_camera=True,
         weight_mask=0.3, background=0.3, weight_locality=0.3, weight_drift=0.1, patience=100,
-        enough_psnr=42.0),
+        enough_psnr=42.0, freed_below_psnr=30.0, freed_by=3.0),
 }
+
+
+def freed_options(options, decibels):
+    """`options` with stage 2 as free as a picture needs that stage 1 brought so close: one of a head that the network knows is
+    as good as done, a photograph it cannot show would stay a blur at the same rate and bounds."""
+    far = min(max((options.freed_below_psnr - decibels) / FREED_SPAN, 0.0), 1.0)
+    factor = options.freed_by ** far
+    return dataclasses.replace(options, lr_g=options.lr_g * factor, weight_locality=options.weight_locality / factor)
 
 
 def recipe_options(recipe, **changes):

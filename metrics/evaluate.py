@@ -21,6 +21,9 @@ from training.dataset import HeadDataset
 from training.snapshot import load_network, load_snapshot
 
 
+GAUSSIAN = ('fid', 'frechet')       # how the names of metrics begin whose figures grow as counts fall
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A metric as it is to be computed: how many fakes, and with which open feature network (None for none)."""
@@ -223,7 +226,8 @@ def measure(network, data=None, seg=None, metrics=('frechet_seeded',), num=None,
     for job in jobs:
         if job.num < job.metric.num:
             named = '' if job.name == job.metric.name else f'reported as {job.name}; '
-            bias = 'distances from few samples come out too large' if job.metric.collects else 'figures of few samples are rough'
+            bias = ('distances from few samples come out too large' if job.metric.name.startswith(GAUSSIAN) else
+                    'figures of few samples are rough')
             warnings.warn(f'{job.metric.name} with {job.num} samples instead of {job.metric.num}: {named}{bias} and compare only at '
                           'equal counts', stacklevel=2)
     data_digest = dataset.content_digest()

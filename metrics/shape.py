@@ -59,7 +59,7 @@ def hollow_face(evaluation):
     """Share of heads whose face is hollow: seen from the front it looks like a face, but its depth is that of a mask from
     behind. The built-in network says where the face is, a paraboloid fitted to the depth there which way it bends
     (metrics.geometry.relief). 0 is best; perfect heads give 0. '/relief' is the mean height of the face before its rim in
-    world units, 0.02 to 0.04 for perfect heads, near 0 for a flat picture; '/no_face' the share of heads without a face to
+    world units, 0.045 for perfect heads, near 0 for a flat picture; '/no_face' the share of heads without a face to
     look at, which count as neither."""
     heads, network = Heads.of(evaluation), head_network(evaluation.device)
 

@@ -4,15 +4,15 @@ reader. Each test looks at what was kept."""
 import errno
 import json
 import math
-import os
-import signal
+import subprocess
+import sys
 import zipfile
 
-import psutil
 import pytest
 import torch
 
 import train
+from project_files import ROOT
 from tiny_runs import PANOHEAD_ONLY, TINY, invoke, write_heads
 from training import state as states
 from training import trainer as trainer_module
@@ -143,20 +143,35 @@ def test_lost_data_end_the_run(tmp_path, monkeypatch):
     assert states.newest_state(run_dir)[0]['counters']['nimg'] == 8
 
 
-def test_killed_reader_ends_the_run(heads, tmp_path, monkeypatch):
-    read = Trainer.real_batch
+# In a process of its own: PyTorch tells of dead readers by an interruption that may come at any time, and nobody else's children
+# shall be killed.
+KILLING = """
+import os, signal, sys
+import psutil
+import train
+from training.trainer import Trainer
 
-    def killing(self):
-        if self.batch_index < 2:
-            return read(self)
-        for child in psutil.Process().children():
-            os.kill(child.pid, signal.SIGKILL)
-        while True:     # the next images, until the news arrives
-            read(self)
-    monkeypatch.setattr(Trainer, 'real_batch', killing)
-    result, run_dir = run(tmp_path, heads, '--kimg 1 --tick 0.004 --workers 1')
-    assert result.exit_code == 2 and '--workers: a process that reads images ended' in result.stderr.splitlines()[-1]
-    assert states.newest_state(run_dir)[0]['counters']['nimg'] >= 8
+read = Trainer.real_batch
+
+def killing(self):
+    if self.batch_index < 2:
+        return read(self)
+    for child in psutil.Process().children():
+        os.kill(child.pid, signal.SIGKILL)
+    while True:     # the next images, until the news arrives
+        read(self)
+
+Trainer.real_batch = killing
+train.main(sys.argv[1:])
+"""
+
+
+def test_killed_reader_ends_the_run(heads, tmp_path):
+    flags = f'{TINY} {PANOHEAD_ONLY} --state_ticks 1 --snap 0 --kimg 1 --tick 0.004 --workers 1'.split()
+    done = subprocess.run([sys.executable, '-c', KILLING, '--outdir', tmp_path, '--img_data', heads[0], '--seg_data', heads[1], *flags],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and '--workers: a process that reads images ended' in done.stderr.splitlines()[-1], done.stderr
+    assert states.newest_state(max(tmp_path.iterdir()))[0]['counters']['nimg'] >= 8
 
 
 # ---------------------------------------------------------------------------------------------------------------------

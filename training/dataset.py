@@ -272,9 +272,10 @@ def iterate_batches(dataset, batch_size, sampler, num_workers=0, pin_memory=Fals
         error = reader_died(failure)
         if error is None:
             raise
-        # Of a lost connection PyTorch hears first, and of the death that was its cause a little later, by an interruption.
+        # Of a lost connection PyTorch hears first, and of the death that was its cause a little later, by an interruption
+        # that ends the waiting; on a busy machine much later.
         with contextlib.suppress(RuntimeError):
-            time.sleep(0.5)
+            time.sleep(10 if isinstance(failure, (ConnectionError, EOFError)) else 0.5)
     # Raised outside the loop: the workers are gone by now, instead of living on in the error's traceback.
     if error is not None:
         raise error

@@ -4,6 +4,7 @@ reader. Each test looks at what was kept."""
 import errno
 import json
 import math
+import os
 import subprocess
 import sys
 import zipfile

@@ -85,16 +85,18 @@ Tensor demodulation(const Convolution& c, const float* energy, const at::TensorO
 }
 
 Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles, bool demodulate,
-                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, bool half_products) {
+                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, bool half_products,
+                        bool turned) {
     TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "winograd_conv3x3 takes x [N, I, H, W] and weight [O, I, 3, 3]");
     TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "winograd_conv3x3 takes float32 or bfloat16");
     const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
     const std::vector<float> phases = phase_taps(upsampling);
     Convolution c{};
-    c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(0);
+    c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(turned ? 1 : 0);
     c.up = upsampling ? 2 : 1;
     TORCH_CHECK(c.in % 16 == 0 && c.out % 16 == 0, "winograd_conv3x3 takes multiples of 16 channels, got ", c.in, " and ", c.out);
-    c.weight = checked(weight, "weight", {c.out, c.in, 3, 3});
+    c.weight = checked(weight, "weight", {turned ? c.in : c.out, turned ? c.out : c.in, 3, 3});
+    c.turned = turned;
     c.phases = phases.data();
     c.in_scale = checked(styles, "styles", {c.n, c.in});
     c.noise_each = noise && noise->size(0) == c.n;
@@ -133,7 +135,7 @@ TORCH_LIBRARY_FRAGMENT(omnihead, m) {
     m.def("winograd_half_products() -> bool");
     m.impl("winograd_half_products", winograd_half_products);
     m.def("winograd_conv3x3(Tensor x, Tensor weight, Tensor? upsampling, Tensor? styles, bool demodulate, Tensor? noise, Tensor? bias, "
-          "float slope, float gain, float clamp, bool half_products) -> Tensor");
+          "float slope, float gain, float clamp, bool half_products, bool turned=False) -> Tensor");
     m.impl("winograd_conv3x3", c10::DispatchKey::CPU, winograd_conv3x3);
 }
 

@@ -14,7 +14,8 @@ struct Convolution {
     int64_t up;                    // 1 or 2
     const void* x;                 // [n, h, w, I]
     bool half;                     // x and y are bfloat16, else float
-    const float* weight;           // [O, I, 3, 3]
+    const float* weight;           // [O, I, 3, 3], or [I, O, 3, 3] turned by 180 degrees: the gradient's convolution
+    bool turned;
     const float* phases;           // [P, 9, 9] the taps of each phase from those of the weight
     float* energy;                 // [I, O] set by transform(): sums of squares over the taps
     const float *in_scale;         // [n, I] factors of the input, or null

@@ -97,7 +97,8 @@ static int64_t scratch_floats(const Convolution& c) { return AREA * (inputs_step
 OMNI_INLINE void load_taps(const Convolution& c, int64_t o, int64_t i, vf* g) {
     float lanes[9][W];
     for (int lane = 0; lane < W; lane++)
-        for (int t = 0; t < 9; t++) lanes[t][lane] = c.weight[((o + lane) * c.in + i) * 9 + t];
+        for (int t = 0; t < 9; t++)
+            lanes[t][lane] = c.turned ? c.weight[(i * c.out + o + lane) * 9 + 8 - t] : c.weight[((o + lane) * c.in + i) * 9 + t];
     vf energy = splat(0);
     for (int t = 0; t < 9; t++) {
         g[t] = load(lanes[t]);

@@ -74,5 +74,8 @@ class _Convolution(torch.autograd.Function):
         grad_weight = None
         if ctx.needs_input_grad[1]:
             image, result = (grad, x) if ctx.turned else (x, grad)
-            grad_weight = conv2d_weight(image, weight.shape, result, padding=1).to(weight.dtype)
+            if torch.is_grad_enabled():      # second derivatives are wanted
+                grad_weight = conv2d_weight(image, weight.shape, result, padding=1).to(weight.dtype)
+            else:
+                grad_weight = torch.ops.omnihead.winograd_weight_gradient(image, result, image.dtype == torch.bfloat16).to(weight.dtype)
         return grad_x, grad_weight, None

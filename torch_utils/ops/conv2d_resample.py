@@ -1,7 +1,8 @@
 """2-D convolution with optional up- or downsampling, and its style-modulated form (StyleGAN2, 1912.04958, section 2.2).
 
-Plain PyTorch, the definition; first and second derivatives come from autograd. Where nothing needs a gradient a whole
-layer is one C++ operator (winograd.py), or the styles go into the weights of a single image.
+Plain PyTorch, the definition; first and second derivatives come from autograd. 3x3 convolutions that keep the size are
+C++ operators where these are faster (winograd.py), so are whole layers of which nothing needs a gradient; or the styles go
+into the weights of a single image.
 """
 
 import torch

@@ -92,3 +92,40 @@ def test_layers_take_it_where_no_gradient_is_wanted(monkeypatch):
     kwargs['x'].requires_grad_(True)
     torch.testing.assert_close(conv2d_resample.modulated_layer(**kwargs).double(), expected, rtol=0, atol=3e-5)
     assert calls == [1]
+
+
+def derivatives(convolve, x, weight, grad):
+    """Result, gradients, and gradients of a scalar of them by autograd through `convolve`."""
+    x, weight, grad = (t.detach().requires_grad_(True) for t in (x, weight, grad))
+    y = convolve(x, weight)
+    first = torch.autograd.grad(y, (x, weight), grad, create_graph=True)
+    scalar = sum(t.square().mean() for t in (y, *first))
+    return y, *first, *torch.autograd.grad(scalar, (x, weight, grad))
+
+
+@pytest.mark.parametrize('shape', SHAPES[:4])
+def test_derivatives_equal_those_of_the_definition(shape, monkeypatch):
+    monkeypatch.setattr(winograd, 'LEAST_TILES', 1)
+    n, channels, out, height, width = shape
+    args = torch.randn(n, channels, height, width), torch.randn(out, channels, 3, 3), torch.randn(n, out, height, width)
+    results = derivatives(lambda x, weight: conv2d_resample.conv2d_resample(x, weight, padding=1), *args)
+    expected = derivatives(lambda x, weight: torch.nn.functional.conv2d(x, weight, padding=1), *(t.double() for t in args))
+    assert 'Convolution' in type(results[0].grad_fn).__name__ and results[0].grad_fn.name() != expected[0].grad_fn.name()
+    y = conv2d_resample.conv2d_resample(*(t.requires_grad_(True) for t in args[:2]), padding=1)
+    results += torch.autograd.grad(y, args[:2], args[2])          # in another way when nobody asks for the second
+    for result, value in zip(results, expected + expected[1:3]):
+        torch.testing.assert_close(result.double(), value, rtol=0, atol=3e-6 * float(value.detach().abs().max()))
+
+
+def test_gradients_in_bfloat16_are_near_the_definition(monkeypatch):
+    monkeypatch.setattr(winograd, 'LEAST_TILES', 1)
+    monkeypatch.setattr(winograd, '_types', lambda: (torch.float32, torch.bfloat16))
+    x, weight, grad = torch.randn(2, 64, 12, 12), torch.randn(32, 64, 3, 3), torch.randn(2, 32, 12, 12)
+    results = derivatives(winograd.differentiable_conv3x3, x.bfloat16(), weight, grad.bfloat16())
+    expected = derivatives(lambda x, weight: torch.nn.functional.conv2d(x, weight, padding=1), *(t.double() for t in (x, weight, grad)))
+    assert results[0].dtype == results[1].dtype == torch.bfloat16 and results[2].dtype == torch.float32
+    y = winograd.differentiable_conv3x3(x.bfloat16(), weight.requires_grad_(True))
+    results = results[:3] + torch.autograd.grad(y, [weight], grad.bfloat16())
+    for result, value in zip(results, (*expected[:3], expected[2])):
+        error = (result.double() - value).square().mean().sqrt() / value.std()
+        assert error < 0.02, f'relative error {error:.4f}'

@@ -96,8 +96,10 @@ def working_dtype(block, device, force_fp32=False):
 
 
 def to_working_format(x, dtype):
-    """x [N, C, H, W] in the type a block works in, channels last where that is one of 16 bits."""
-    return x.float() if dtype == torch.float32 else x.to(dtype, memory_format=torch.channels_last)
+    """x [N, C, H, W] in the type a block works in, channels last where that is one of 16 bits or our C++ convolves."""
+    if dtype == torch.float32 and not (x.device.type == 'cpu' and native.load_native()):
+        return x.float()
+    return x.to(dtype, memory_format=torch.channels_last)
 
 
 def grouped(x, size=None):

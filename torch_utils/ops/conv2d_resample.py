@@ -1,7 +1,8 @@
 """2-D convolution with optional up- or downsampling, and its style-modulated form (StyleGAN2, 1912.04958, section 2.2).
 
-Plain PyTorch, the definition; first and second derivatives come from autograd. Where nothing needs a gradient a whole
-layer is one C++ operator (winograd.py), or the styles go into the weights of a single image.
+Plain PyTorch, the definition; first and second derivatives come from autograd. 3x3 convolutions that keep the size are
+C++ operators where these are faster (winograd.py), so are whole layers of which nothing needs a gradient; or the styles go
+into the weights of a single image.
 """
 
 import torch
@@ -21,6 +22,9 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
     side. Result [N, O, H*up/down, W*up/down] when padding = K // 2. Only one of up and down may exceed 1.
     As in the published networks w is correlated with x, but truly convolved (turned by 180 degrees) when upsampling.
     """
+    if up == down == 1 and padding == 1 and winograd.can_convolve(x, w):
+        return winograd.differentiable_conv3x3(x, w)
+    w = w.to(x.dtype)
     if up > 1 and down > 1:
         raise ValueError(f'up and down cannot both exceed 1, got {up} and {down}')
     kernel = w.shape[-1]
@@ -56,9 +60,8 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
         folded = weight * styles[0, None, :, None, None]
         if demodulate:
             folded = folded * (folded.square().sum(dim=[1, 2, 3], keepdim=True) + 1e-8).rsqrt()
-        folded = folded.to(x.dtype)
         if up == 1 and noise is None and bias is not None:
-            x, bias = F.conv2d(x, folded, bias.to(x.dtype), padding=padding), None
+            x, bias = F.conv2d(x, folded.to(x.dtype), bias.to(x.dtype), padding=padding), None
         else:
             x = conv2d_resample(x, folded, resample_filter, up=up, padding=padding)
             x = x if noise is None else x + noise.to(x.dtype)
@@ -85,7 +88,7 @@ def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_fi
             energy = torch.linalg.vector_norm(weight, dim=(2, 3)).square()                           # one pass over the weights
         scale = (styles.square() @ energy.t() + 1e-8).rsqrt()                                        # [N, O]
     x = x * styles.to(x.dtype)[:, :, None, None]
-    x = conv2d_resample(x, weight.to(x.dtype), resample_filter, up=up, padding=padding)
+    x = conv2d_resample(x, weight, resample_filter, up=up, padding=padding)
     if demodulate:
         x = x * scale.to(x.dtype)[:, :, None, None]
     return x if noise is None else x + noise.to(x.dtype)

@@ -21,6 +21,7 @@ using at::Tensor;
 using Optional = std::optional<Tensor>;
 
 constexpr int64_t MOST_TILES = 24;   // a worker takes at a time: their transforms fill most of its second-level cache
+constexpr int64_t MOST_ROWS = 256;   // of the matrices whose products are the weight's gradient, for the same reason
 
 bool has(const char* name) {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -85,16 +86,18 @@ Tensor demodulation(const Convolution& c, const float* energy, const at::TensorO
 }
 
 Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles, bool demodulate,
-                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, bool half_products) {
+                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, bool half_products,
+                        bool turned) {
     TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "winograd_conv3x3 takes x [N, I, H, W] and weight [O, I, 3, 3]");
     TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "winograd_conv3x3 takes float32 or bfloat16");
     const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
     const std::vector<float> phases = phase_taps(upsampling);
     Convolution c{};
-    c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(0);
+    c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(turned ? 1 : 0);
     c.up = upsampling ? 2 : 1;
     TORCH_CHECK(c.in % 16 == 0 && c.out % 16 == 0, "winograd_conv3x3 takes multiples of 16 channels, got ", c.in, " and ", c.out);
-    c.weight = checked(weight, "weight", {c.out, c.in, 3, 3});
+    c.weight = checked(weight, "weight", {turned ? c.in : c.out, turned ? c.out : c.in, 3, 3});
+    c.turned = turned;
     c.phases = phases.data();
     c.in_scale = checked(styles, "styles", {c.n, c.in});
     c.noise_each = noise && noise->size(0) == c.n;
@@ -129,12 +132,58 @@ Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optiona
     return y;
 }
 
+// What unfold() reads: all tiles of x.
+Convolution tiles_of(const WinogradKernels& k, const Tensor& x) {
+    Convolution c{};
+    c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3);
+    c.half = x.scalar_type() == at::kBFloat16;
+    c.x = x.const_data_ptr();
+    c.tiles_high = (c.h + k.tile - 1) / k.tile, c.tiles_wide = (c.w + k.tile - 1) / k.tile;
+    return c;
+}
+
+// Matrices [36, end - first, channels] of these tiles, see WinogradKernels::unfold.
+Tensor unfolded(const WinogradKernels& k, Convolution c, bool gradient, int64_t first, int64_t end) {
+    c.block = end - first;
+    const int64_t area = (k.tile + 2) * (k.tile + 2), step = k.matrix_step(c);
+    Tensor out = at::empty({area, step}, at::TensorOptions().dtype(k.half_products ? at::kBFloat16 : at::kFloat));
+    void* target = out.mutable_data_ptr();
+    at::parallel_for(first, end, 8, [&](int64_t begin, int64_t stop) { k.unfold(c, gradient, first, begin, stop, target); });
+    return out.as_strided({area, c.block, c.in}, {step, c.in, 1});
+}
+
+// Gradient [O, I, 3, 3] float of the weight of a plain convolution of `input` [N, I, H, W] from that of its result.
+Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, bool half_products) {
+    TORCH_CHECK(input.dim() == 4 && result_grad.dim() == 4 && input.size(0) == result_grad.size(0) &&
+                input.sizes().slice(2) == result_grad.sizes().slice(2),
+                "winograd_weight_gradient takes input [N, I, H, W] and gradient [N, O, H, W]");
+    for (const Tensor& t : {input, result_grad})
+        TORCH_CHECK((t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16) && t.size(1) % 16 == 0,
+                    "winograd_weight_gradient takes float32 or bfloat16, and multiples of 16 channels");
+    const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast), grad = result_grad.contiguous(at::MemoryFormat::ChannelsLast);
+    const WinogradKernels* kernels = half_products ? winograd_kernels(true) : nullptr;
+    const WinogradKernels& k = kernels ? *kernels : *winograd_kernels(false);
+    const Convolution inputs = tiles_of(k, x), grads = tiles_of(k, grad);
+    const int64_t in = inputs.in, out = grads.in, area = (k.tile + 2) * (k.tile + 2);
+    const int64_t tiles = inputs.n * inputs.tiles_high * inputs.tiles_wide;
+    const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
+    Tensor sum = at::zeros({area, in, out}, floats), taps = at::empty({9, area}, floats);
+    for (int64_t first = 0; first < tiles; first += MOST_ROWS) {
+        const int64_t end = std::min(tiles, first + MOST_ROWS);
+        sum += at::bmm(unfolded(k, inputs, false, first, end).transpose(1, 2), unfolded(k, grads, true, first, end));
+    }
+    k.tap_matrix(taps.mutable_data_ptr<float>());
+    return at::mm(taps, sum.view({area, in * out})).view({9, in, out}).permute({2, 1, 0}).reshape({out, in, 3, 3});
+}
+
 TORCH_LIBRARY_FRAGMENT(omnihead, m) {
     m.def("winograd_half_products() -> bool");
     m.impl("winograd_half_products", winograd_half_products);
     m.def("winograd_conv3x3(Tensor x, Tensor weight, Tensor? upsampling, Tensor? styles, bool demodulate, Tensor? noise, Tensor? bias, "
-          "float slope, float gain, float clamp, bool half_products) -> Tensor");
+          "float slope, float gain, float clamp, bool half_products, bool turned=False) -> Tensor");
     m.impl("winograd_conv3x3", c10::DispatchKey::CPU, winograd_conv3x3);
+    m.def("winograd_weight_gradient(Tensor x, Tensor result_grad, bool half_products) -> Tensor");
+    m.impl("winograd_weight_gradient", c10::DispatchKey::CPU, winograd_weight_gradient);
 }
 
 }  // namespace

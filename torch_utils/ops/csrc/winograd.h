@@ -14,7 +14,8 @@ struct Convolution {
     int64_t up;                    // 1 or 2
     const void* x;                 // [n, h, w, I]
     bool half;                     // x and y are bfloat16, else float
-    const float* weight;           // [O, I, 3, 3]
+    const float* weight;           // [O, I, 3, 3], or [I, O, 3, 3] turned by 180 degrees: the gradient's convolution
+    bool turned;
     const float* phases;           // [P, 9, 9] the taps of each phase from those of the weight
     float* energy;                 // [I, O] set by transform(): sums of squares over the taps
     const float *in_scale;         // [n, I] factors of the input, or null
@@ -38,6 +39,12 @@ struct WinogradKernels {
     void (*transform)(const Convolution&, float* transformed, int64_t first, int64_t end);
     int64_t (*scratch_floats)(const Convolution&);
     void (*run)(const Convolution&, const float* transformed, int64_t first_tile, int64_t end_tile, float* scratch);
+    // For the weight's gradient. Numbers from one of a block's matrices to the next; tiles [first, end) of x, transformed as the
+    // input or, if x is the gradient of a result, by the transpose of what makes results of products, into a block's matrices
+    // [tiles, I] of bfloat16 or float; [9, matrices]: what each tap becomes.
+    int64_t (*matrix_step)(const Convolution&);
+    void (*unfold)(const Convolution&, bool gradient, int64_t block_start, int64_t first_tile, int64_t end_tile, void* target);
+    void (*tap_matrix)(float* out);
 };
 
 // Null where the compiler or the machine's architecture has no such instruction set.

@@ -68,6 +68,18 @@ OMNI_INLINE void transform_output(const vf* m, int from, vf* out, int step) {
     out[3 * step] = diff1 * (P * P * P) + diff2 * (Q * Q * Q) + m[5 * from];
 }
 
+// The transpose of transform_output.
+OMNI_INLINE void spread_output(const vf* y, int from, vf* m, int step) {
+    const vf y0 = y[0], y1 = y[from], y2 = y[2 * from], y3 = y[3 * from];
+    const vf even1 = y0 + y2 * (P * P), odd1 = y1 * P + y3 * (P * P * P), even2 = y0 + y2 * (Q * Q), odd2 = y1 * Q + y3 * (Q * Q * Q);
+    m[0] = y0;
+    m[step] = even1 + odd1;
+    m[2 * step] = even1 - odd1;
+    m[3 * step] = even2 + odd2;
+    m[4 * step] = even2 - odd2;
+    m[5 * step] = y3;
+}
+
 // Output channels of a group: as many registers as the product's tiles are wide.
 OMNI_INLINE int64_t group_width(const Convolution& c) {
     return W == 16 && c.out % 64 == 0 ? 64 : c.out % (2 * W) == 0 ? 2 * W : W;
@@ -97,7 +109,8 @@ static int64_t scratch_floats(const Convolution& c) { return AREA * (inputs_step
 OMNI_INLINE void load_taps(const Convolution& c, int64_t o, int64_t i, vf* g) {
     float lanes[9][W];
     for (int lane = 0; lane < W; lane++)
-        for (int t = 0; t < 9; t++) lanes[t][lane] = c.weight[((o + lane) * c.in + i) * 9 + t];
+        for (int t = 0; t < 9; t++)
+            lanes[t][lane] = c.turned ? c.weight[(i * c.out + o + lane) * 9 + 8 - t] : c.weight[((o + lane) * c.in + i) * 9 + t];
     vf energy = splat(0);
     for (int t = 0; t < 9; t++) {
         g[t] = load(lanes[t]);
@@ -106,9 +119,24 @@ OMNI_INLINE void load_taps(const Convolution& c, int64_t o, int64_t i, vf* g) {
     store(c.energy + i * c.out + o, energy);
 }
 
+OMNI_INLINE void transform_filter_2d(const vf* taps, vf* u) {
+    vf half[18];
+    for (int t = 0; t < 3; t++) transform_filter(taps + t, 3, half + t, 3);
+    for (int t = 0; t < PATCH; t++) transform_filter(half + 3 * t, 1, u + PATCH * t, 1);
+}
+
+static void tap_matrix(float* out) {
+    for (int tap = 0; tap < 9; tap++) {
+        vf taps[9], u[AREA];
+        for (int t = 0; t < 9; t++) taps[t] = splat(t == tap);
+        transform_filter_2d(taps, u);
+        for (int t = 0; t < AREA; t++) out[tap * AREA + t] = u[t][0];
+    }
+}
+
 // The 36 values that 9 taps of one phase become.
 OMNI_INLINE void transform_taps(const Convolution& c, int64_t phase, const vf* g, vf* u) {
-    vf taps[9], half[18];
+    vf taps[9];
     for (int t = 0; t < 9; t++) {
         if (c.up == 1) {
             taps[t] = g[t];
@@ -117,8 +145,7 @@ OMNI_INLINE void transform_taps(const Convolution& c, int64_t phase, const vf* g
         taps[t] = splat(0);
         for (int k = 0; k < 9; k++) taps[t] += g[k] * c.phases[(phase * 9 + t) * 9 + k];
     }
-    for (int t = 0; t < 3; t++) transform_filter(taps + t, 3, half + t, 3);
-    for (int t = 0; t < PATCH; t++) transform_filter(half + 3 * t, 1, u + PATCH * t, 1);
+    transform_filter_2d(taps, u);
 }
 
 // transformed [P, O / group, AREA, I, group] of float, or pairs of channels [.., I / 2, group, 2] of bfloat16. A few channels
@@ -219,6 +246,28 @@ static void gather(const Convolution& c, Place place, value* target) {
     }
 }
 
+// As `gather`, of the gradient of a result; no styles.
+template <bool HALF>
+static void gather_gradient(const Convolution& c, Place place, value* target) {
+    for (int64_t i = 0; i < c.in; i += W) {
+        vf y[TILE * TILE], half[PATCH * TILE], m[AREA];
+        for (int a = 0; a < TILE; a++)
+            for (int b = 0; b < TILE; b++) {
+                const int64_t row = place.row + a, column = place.column + b;
+                const bool inside = row < c.h && column < c.w;
+                y[a * TILE + b] = inside ? load_pixel<HALF>(c, ((place.n * c.h + row) * c.w + column) * c.in + i) : splat(0);
+            }
+        for (int b = 0; b < TILE; b++) spread_output(y + b, TILE, half + b, TILE);
+        for (int a = 0; a < PATCH; a++) spread_output(half + a * TILE, 1, m + a * PATCH, 1);
+        for (int t = 0; t < AREA; t++) store_value(target + t * inputs_step(c) + i, m[t]);
+    }
+}
+
+static void unfold(const Convolution& c, bool gradient, int64_t block_start, int64_t first_tile, int64_t end_tile, void* target) {
+    const auto one = gradient ? (c.half ? gather_gradient<true> : gather_gradient<false>) : (c.half ? gather<true> : gather<false>);
+    for (int64_t t = first_tile; t < end_tile; t++) one(c, place_of(c, t), static_cast<value*>(target) + (t - block_start) * c.in);
+}
+
 // `products` of one tile -> the result's pixels of channels [first, first + group) and one phase.
 template <bool HALF>
 static void scatter(const Convolution& c, Place place, const float* products, int64_t group, int64_t first, int64_t phase) {
@@ -270,6 +319,7 @@ static void run(const Convolution& c, const float* transformed, int64_t first_ti
 #define OMNI_TEXT(x) #x
 #define OMNI_NAME(x) OMNI_TEXT(x)
 
-static const WinogradKernels table = {OMNI_NAME(OMNI_ISA), sizeof(value) == 2, TILE, transformed_floats, transform, scratch_floats, run};
+static const WinogradKernels table = {OMNI_NAME(OMNI_ISA), sizeof(value) == 2, TILE, transformed_floats, transform, scratch_floats, run,
+                                      inputs_step, unfold, tap_matrix};
 
 }}  // namespace omni::OMNI_ISA

@@ -392,7 +392,8 @@ def test_flags_win_over_the_preset(large, monkeypatch):
 @pytest.mark.parametrize('preset', PRESETS)
 def test_preset_makes_networks(preset, masks):
     flags = {'preset': preset, 'img_data': 'A', 'seg_data': 'B' if masks else None,
-             'disc_module': None if masks else 'DualDiscriminator', 'resume': 'X.pkl' if 'stage2' in preset else None}
+             'disc_module': None if masks else 'DualDiscriminator', 'resume': 'X.pkl' if preset.endswith(('stage2', 'backs')) else None,
+             'extra_data': 'C' if preset.endswith('backs') else None, 'extra_seg': 'D' if masks and preset.endswith('backs') else None}
     resolution = next(int(part) for part in preset.split('-') if part.isdigit())
     config = json.loads(json.dumps(training_config(flags)))
     with torch.device('meta'):

@@ -96,7 +96,10 @@ def working_dtype(block, device, force_fp32=False):
 
 
 def to_working_format(x, dtype):
-    """x [N, C, H, W] in the type a block works in, channels last where that is one of 16 bits or our C++ convolves."""
+    """x [N, C, H, W] in the type a block works in, channels last where that is one of 16 bits or our C++ convolves.
+    True and False stand for half_dtype and float32: so says the code that travels in snapshots of version 0.1."""
+    if isinstance(dtype, bool):
+        dtype = half_dtype(x.device) if dtype else torch.float32
     if dtype == torch.float32 and not (x.device.type == 'cpu' and native.load_native()):
         return x.float()
     return x.to(dtype, memory_format=torch.channels_last)

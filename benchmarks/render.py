@@ -2,13 +2,15 @@
 
     python benchmarks/render.py --reference
 
-For batches of 1 and 4: forward without gradient, and forward and backward with gradients to planes and decoder.
+For batches of 1 and 4: forward without gradient, and forward and backward with gradients to planes and decoder. Planes are
+given as the backbones of both sides leave them: channel by channel there, the channels of a cell together here.
 """
 
 import harness
 import torch
 
 import camera_utils
+from torch_utils.ops.volume_render import reads_cells
 from training.networks.decoders import OSGDecoder
 from training.representations.planes import PlaneField
 from training.volumetric_rendering.rays import camera_rays
@@ -22,15 +24,18 @@ def build(plain, options):
     device = torch.device(options.device)
     work = {}
     for batch in BATCHES:
-        forward, both = _passes(batch, device)
+        forward, both = _passes(batch, device, plain)
         work[f'batch {batch} forward'] = torch.no_grad()(forward)
         work[f'batch {batch} forward+backward'] = both
     return work
 
 
-def _passes(batch, device):
+def _passes(batch, device, plain):
     torch.manual_seed(0)
-    planes = torch.randn(batch, 3, CHANNELS, DEPTH, PLANE, PLANE, device=device, requires_grad=True)
+    planes = torch.randn(batch, 3, CHANNELS, DEPTH, PLANE, PLANE, device=device)
+    if not plain and reads_cells(CHANNELS, device):
+        planes = planes.permute(0, 4, 5, 1, 3, 2).contiguous().permute(0, 3, 5, 4, 1, 2)
+    planes.requires_grad_(True)
     decoder = OSGDecoder(CHANNELS, CHANNELS).to(device)
     labels = camera_utils.label_from_yaw([15.0 * i for i in range(batch)], device=device)
     rays = camera_rays(*camera_utils.split_label(labels), SIZE)

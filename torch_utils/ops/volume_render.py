@@ -64,6 +64,12 @@ def can_render(planes, decoder, samples=0):
     return planes.device.type == 'cuda' and _load_cuda(planes.device) and cuda_render.fits(planes, decoder, samples)
 
 
+def reads_cells(channels, device):
+    """Whether the operator takes planes of that many channels without a copy where the channels of a cell lie together in
+    memory, the cells in the order [N, H, W, 3, D] (channels-last images) or [N, 3, D, H, W]."""
+    return device.type == 'cpu' and channels % 16 == 0 and load_native()
+
+
 @functools.lru_cache(maxsize=None)
 def _load_cuda(device):
     """Register the CUDA implementation where its kernels can be had."""
@@ -119,7 +125,7 @@ def _fake_render(planes, weight1, bias1, weight2, bias2, origins, directions, de
 
 
 def _fake_backward(planes, weight1, bias1, weight2, bias2, origins, directions, *_):
-    return tuple(t.new_empty(t.shape) for t in (planes, weight1, bias1, weight2, bias2, origins, directions))
+    return torch.empty_like(planes), *(t.new_empty(t.shape) for t in (weight1, bias1, weight2, bias2, origins, directions))
 
 
 def _fake_query(planes, weight1, bias1, weight2, bias2, points, *_):

@@ -1,5 +1,6 @@
 """PanoHead: tri-grid generator of full heads with background, raw ToRGB and self-adaptive camera (2303.13071)."""
 
+from torch_utils.ops.volume_render import reads_cells
 from torch_utils.persistence import persistent_class
 from training.generators.base import Backbone, Generator
 from training.networks.decoders import OSGDecoder
@@ -44,6 +45,12 @@ class PanoHeadGenerator(Generator):
                                             lr_multiplier=1)
 
     def build_field(self, ws, cond=None, noise_mode='const'):
-        planes = self.backbone.synthesis(ws, noise_mode=noise_mode)
-        planes = planes.reshape(planes.shape[0], 3, self.features, self.plane_depth, *planes.shape[-2:])
+        # The published order of the channels is [3, features, depth]; the operator of the CPU reads planes without a copy
+        # where the features of a cell lie together.
+        exchange = (self.features, self.plane_depth) if reads_cells(self.features, ws.device) else None
+        planes = self.backbone.synthesis(ws, noise_mode=noise_mode, exchange=exchange)
+        if exchange is None:
+            planes = planes.unflatten(1, (3, self.features, self.plane_depth))
+        else:
+            planes = planes.unflatten(1, (3, self.plane_depth, self.features)).transpose(2, 3)
         return PlaneField(planes, self.decoder, self.rendering.box_warp, self.plane_axes, trilinear=True)

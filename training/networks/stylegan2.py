@@ -60,7 +60,10 @@ class SynthesisLayer(nn.Module):
 
 
 class ToRGBLayer(nn.Module):
-    """Modulated 1x1 convolution to image channels, no demodulation. x [N, I, H, W], w [N, w_dim] -> [N, O, H, W]."""
+    """Modulated 1x1 convolution to image channels, no demodulation. x [N, I, H, W], w [N, w_dim] -> [N, O, H, W].
+
+    `exchange` (C, D): the O channels, which are [O/(C D), C, D], come as [O/(C D), D, C].
+    """
 
     def __init__(self, in_channels, out_channels, w_dim, kernel_size=1, conv_clamp=None):
         super().__init__()
@@ -70,9 +73,12 @@ class ToRGBLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros([out_channels]))
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size ** 2)
 
-    def forward(self, x, w):
+    def forward(self, x, w, exchange=None):
         styles = self.affine(w) * self.weight_gain
-        return modulated_layer(x, self.weight, styles, bias=self.bias, clamp=self.conv_clamp, demodulate=False)
+        weight, bias = self.weight, self.bias
+        if exchange is not None:
+            weight, bias = (t.unflatten(0, (-1, *exchange)).transpose(1, 2).reshape(t.shape) for t in (weight, bias))
+        return modulated_layer(x, weight, styles, bias=bias, clamp=self.conv_clamp, demodulate=False)
 
 
 class SynthesisBlock(nn.Module):
@@ -80,7 +86,7 @@ class SynthesisBlock(nn.Module):
 
     forward(x [N, I, H/2, W/2] or None, img [N, img_channels, H/2, W/2] or None, ws [N, 2 or 3, w_dim]) -> (x, img).
     `up` 1 makes the block that keeps its input's size (used by super-resolution). `use_fp16`: the convolutions run
-    in 16 bits where the device gains by it, clamped at `conv_clamp`.
+    in 16 bits where the device gains by it, clamped at `conv_clamp`. `exchange`: see ToRGBLayer.
     """
 
     compute_dtype = None   # set by training.networks.precision: the type whatever use_fp16 says
@@ -103,7 +109,7 @@ class SynthesisBlock(nn.Module):
         self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, conv_clamp=clamp)
         self.torgb = ToRGBLayer(out_channels, img_channels, w_dim, conv_clamp=clamp)
 
-    def forward(self, x, img, ws, noise_mode='random', force_fp32=False):
+    def forward(self, x, img, ws, noise_mode='random', force_fp32=False, exchange=None):
         dtype = working_dtype(self, ws.device, force_fp32)
         ws = ws.unbind(dim=1)
         if self.in_channels == 0:
@@ -111,14 +117,17 @@ class SynthesisBlock(nn.Module):
         else:
             x = self.conv0(to_working_format(x, dtype), ws[0], noise_mode)
         x = self.conv1(x, ws[self.num_conv - 1], noise_mode)
-        rgb = self.torgb(x, ws[self.num_conv])
+        rgb = self.torgb(x, ws[self.num_conv], exchange)
         if img is None:
             return x, rgb.float()
         return x, upsample_add(img, self.resample_filter, rgb) if self.up > 1 else img + rgb.float()
 
 
 class SynthesisNetwork(nn.Module):
-    """ws [N, num_ws, w_dim] -> image [N, img_channels, img_resolution, img_resolution], float32."""
+    """ws [N, num_ws, w_dim] -> image [N, img_channels, img_resolution, img_resolution], float32.
+
+    `exchange`: order of the image's channels, see ToRGBLayer; costs nothing, where exchanging them afterwards is a copy.
+    """
 
     def __init__(self, w_dim, img_resolution, img_channels, channel_base=32768, channel_max=512, num_fp16_res=0, conv_clamp=256):
         super().__init__()
@@ -135,12 +144,12 @@ class SynthesisNetwork(nn.Module):
                                                            use_fp16=use_fp16, conv_clamp=conv_clamp))
             in_channels = out_channels
 
-    def forward(self, ws, noise_mode='random', force_fp32=False):
+    def forward(self, ws, noise_mode='random', force_fp32=False, exchange=None):
         x = img = None
         start = 0
         for resolution in self.resolutions:
             block = getattr(self, f'b{resolution}')
             # ToRGB shares its latent with the next block's first layer.
-            x, img = block(x, img, ws[:, start:start + block.num_conv + block.num_torgb], noise_mode, force_fp32)
+            x, img = block(x, img, ws[:, start:start + block.num_conv + block.num_torgb], noise_mode, force_fp32, exchange)
             start += block.num_conv
         return img

@@ -39,10 +39,13 @@ struct Batch {
     float *density;                // [capacity]
 };
 
+// Whether the depth of the planes is interpolated.
+OMNI_INLINE bool interpolates_depth(const Field& f) { return f.trilinear && f.depth > 1; }
+
 static Batch make_batch(Arena& arena, const Field& f, int capacity, bool slopes, bool gradients) {
     Batch b;
     b.capacity = int(round_up(capacity + W, 16));                        // vectors may begin at any point
-    b.corners = f.trilinear && f.depth > 1 ? 24 : 12;
+    b.corners = interpolates_depth(f) ? 24 : 12;
     int64_t table = int64_t(b.corners) * b.capacity;
     for (float*& p : b.position) p = arena.floats(b.capacity);
     b.offset = arena.ints(table);
@@ -62,7 +65,8 @@ struct AxisCells {
     vf weight[2], slope[2];
 };
 
-OMNI_INLINE AxisCells axis_cells(vf coordinate, int size) {
+// Cells outside of [first, end) have no weight.
+OMNI_INLINE AxisCells axis_cells(vf coordinate, int size, int first, int end) {
     AxisCells a;
     vf at = ((coordinate + 1.0f) * float(size) - 1.0f) * 0.5f;           // cell centres are the integers
     at = min(max(at, splat(-2.0f)), splat(float(size) + 1.0f));          // held to what an int can hold
@@ -70,7 +74,7 @@ OMNI_INLINE AxisCells axis_cells(vf coordinate, int size) {
     vf part = at - __builtin_convertvector(below, vf);
     for (int k = 0; k < 2; k++) {
         vi cell = below + k;
-        vi inside = (vi)(cell >= 0) & (vi)(cell < size);
+        vi inside = (vi)(cell >= first) & (vi)(cell < end);
         a.cell[k] = cell & inside;
         a.weight[k] = where(inside, k ? part : 1.0f - part);
         a.slope[k] = where(inside, splat(k ? 1.0f : -1.0f));
@@ -90,23 +94,25 @@ OMNI_INLINE AxisCells single_layer(vf coordinate, bool trilinear) {
     return a;
 }
 
-// Fill offset, weight and slope of points [begin, end).
-static void find_corners(const Field& f, const Batch& b, int begin, int end) {
-    const int layers = b.corners / 12;
+OMNI_INLINE AxisCells axis_cells(vf coordinate, int size) { return axis_cells(coordinate, size, 0, size); }
+
+// Fill offset, weight and slope of points [begin, end), of planes [plane, end_plane) and their rows [row, end_row).
+static void find_corners(const Field& f, const Batch& b, int begin, int end, int plane, int end_plane, int row, int end_row) {
+    const int layers = interpolates_depth(f) ? 2 : 1, first_plane = plane;
     for (int i = begin; i < end; i += W) {
         vf position[3];
         for (int a = 0; a < 3; a++) position[a] = load(b.position[a] + i) * f.scale;
-        for (int plane = 0; plane < 3; plane++) {
+        for (plane = first_plane; plane < end_plane; plane++) {
             const int* axes = f.axes[plane];
-            AxisCells x = axis_cells(position[axes[0]], f.width), y = axis_cells(position[axes[1]], f.height);
+            AxisCells x = axis_cells(position[axes[0]], f.width), y = axis_cells(position[axes[1]], f.height, row, end_row);
             AxisCells z = layers == 2 ? axis_cells(position[axes[2]], f.depth) : single_layer(position[axes[2]], f.trilinear);
-            int64_t at = int64_t(plane) * 4 * layers * b.capacity + i;
+            int64_t at = int64_t(plane - first_plane) * 4 * layers * b.capacity + i;
             for (int k = 0; k < layers; k++)
                 for (int j = 0; j < 2; j++)
                     for (int l = 0; l < 2; l++, at += b.capacity) {
-                        vi cell = ((z.cell[k] + plane * f.depth) * f.height + y.cell[j]) * f.width + x.cell[l];
+                        vi cell = z.cell[k] * f.layer_step + y.cell[j] * f.row_step + x.cell[l] * f.column_step;
                         vf zy = z.weight[k] * y.weight[j] * (1.0f / 3);
-                        store(b.offset + at, cell * f.channels);
+                        store(b.offset + at, cell + plane * f.plane_step);
                         store(b.weight + at, zy * x.weight[l]);
                         if (!b.slope[0]) continue;
                         float step = 0.5f * f.scale / 3;
@@ -116,6 +122,10 @@ static void find_corners(const Field& f, const Batch& b, int begin, int end) {
                     }
         }
     }
+}
+
+static void find_corners(const Field& f, const Batch& b, int begin, int end) {
+    find_corners(f, b, begin, end, 0, 3, 0, f.height);
 }
 
 // Ask for the cells of a point that comes up soon: lookups in large grids wait for memory more than they compute.
@@ -216,11 +226,36 @@ OMNI_INLINE void scatter_columns(float* grid, const Batch& b, int end, const flo
     }
 }
 
-static void scatter(float* grid, const Batch& b, int end, const float* gradient, int channels) {
-    int column = 0;
-    for (; column + 4 * W <= channels; column += 4 * W) scatter_columns<4>(grid, b, end, gradient, channels, column);
-    for (; column + 2 * W <= channels; column += 2 * W) scatter_columns<2>(grid, b, end, gradient, channels, column);
-    for (; column < channels; column += W) scatter_columns<1>(grid, b, end, gradient, channels, column);
+// The same for channels [column, end_column) alone.
+static void scatter(float* grid, const Batch& b, int end, const float* gradient, int channels, int column, int end_column) {
+    for (; column + 4 * W <= end_column; column += 4 * W) scatter_columns<4>(grid, b, end, gradient, channels, column);
+    for (; column + 2 * W <= end_column; column += 2 * W) scatter_columns<2>(grid, b, end, gradient, channels, column);
+    for (; column < end_column; column += W) scatter_columns<1>(grid, b, end, gradient, channels, column);
+}
+
+// A batch that has room for what scatter_slot needs and no more.
+static Batch make_slot_batch(Arena& arena, const Field& f, int points) {
+    Batch b = {};
+    b.capacity = int(round_up(points + W, 16));
+    b.corners = interpolates_depth(f) ? 8 : 4;
+    b.offset = arena.ints(int64_t(b.corners) * b.capacity);
+    b.weight = arena.floats(int64_t(b.corners) * b.capacity);
+    return b;
+}
+
+static int64_t scatter_scratch(const Field& f, int points) {
+    Arena arena = {nullptr, 0};
+    make_slot_batch(arena, f, points);
+    return arena.used;
+}
+
+static void scatter_slot(const Field& f, const Slot& slot, int plane, int row, int end_row, int column, int end_column, float* grid,
+                         float* scratch) {
+    Arena arena = {scratch, 0};
+    Batch b = make_slot_batch(arena, f, slot.points);
+    for (int a = 0; a < 3; a++) b.position[a] = slot.position[a];
+    find_corners(f, b, 0, slot.points, plane, plane + 1, row, end_row);
+    scatter(grid, b, slot.points, slot.gradient, f.channels, column, end_column);
 }
 
 // Gradient by the position of one point, given that by its features.

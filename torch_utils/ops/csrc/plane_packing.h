@@ -1,4 +1,4 @@
-// Planes as the networks make them, channel by channel, and as the kernels read them, all channels of a cell together.
+// Planes channel by channel, as PyTorch has them by default, and as the kernels read them, all channels of a cell together.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -24,17 +24,25 @@ constexpr int64_t PAD = 16;
 
 int64_t padded(int64_t num) { return (num + PAD - 1) / PAD * PAD; }
 
-// Large memory for a short while, in large pages where the system has them: lookups go all over it.
+constexpr size_t LARGE_PAGE = size_t(1) << 21;
+
+// Ask for large pages in memory that nothing was written to yet: lookups go all over it.
+inline void advise_large_pages(void* start, size_t bytes) {
+#if defined(__linux__)
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(start) + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(start) + bytes) / LARGE_PAGE * LARGE_PAGE;
+    if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);   // if it fails, pages are small
+#endif
+}
+
+// Large memory for a short while.
 struct Buffer {
-    static constexpr size_t PAGE = size_t(1) << 21;
     float* data;
     explicit Buffer(int64_t floats) {
-        const size_t bytes = (floats * sizeof(float) + PAGE) / PAGE * PAGE;
-        data = static_cast<float*>(std::aligned_alloc(PAGE, bytes));
+        const size_t bytes = (floats * sizeof(float) + LARGE_PAGE) / LARGE_PAGE * LARGE_PAGE;
+        data = static_cast<float*>(std::aligned_alloc(LARGE_PAGE, bytes));
         TORCH_CHECK(data, "not enough memory for ", bytes, " bytes");
-#if defined(__linux__)
-        madvise(data, bytes, MADV_HUGEPAGE);   // advice only: if it fails, pages are small
-#endif
+        advise_large_pages(data, bytes);
     }
     Buffer(const Buffer&) = delete;
     ~Buffer() { std::free(data); }
@@ -74,6 +82,13 @@ struct PlaneSizes {
     int64_t planar() const { return 3 * channels * layers * cells; }
     int64_t packed() const { return 3 * wide * layers * cells; }
 };
+
+// Whether all channels of a cell lie together, and the cells of an identity leave no gaps: the kernels then read and write the
+// tensor as it is. Cells in the order of the planes, or of an image whose pixels hold the cells of all planes and layers.
+bool cells_together(const Tensor& planes) {
+    return planes.size(2) % PAD == 0 && (planes.permute({0, 1, 3, 4, 5, 2}).is_contiguous() ||
+                                         planes.permute({0, 4, 5, 1, 3, 2}).is_contiguous());
+}
 
 // Run work(planar offset, packed offset, cells) over runs of cells of one identity's planes.
 template <typename Work>

@@ -22,7 +22,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t MOST_WORKERS = 8;   // on one identity in the backward pass: each has a copy of its planes' gradient
+constexpr int64_t MOST_WORKERS = 64;  // on one identity in the backward pass
+constexpr int64_t SLOTS_EACH = 16;    // blocks of rays that a worker does before all workers add up the planes' gradient
 constexpr int64_t RAYS_AT_A_TIME = 32;
 constexpr int64_t MOST_PACKED = int64_t(1) << 25;   // numbers in the packed planes of all threads, where each has its own
 
@@ -59,19 +60,26 @@ std::optional<Tensor> checked(const std::optional<Tensor>& t, const char* name, 
     return t ? std::optional<Tensor>(checked(*t, name, shape)) : std::nullopt;
 }
 
-// Whether every thread takes whole identities, with planes of its own to pack them into, so that threads never wait for
-// one another; otherwise all work on one identity at a time.
-bool thread_takes_identity(const PlaneSizes& s, int64_t grids) {
-    const int64_t threads = at::get_num_threads();
-    return grids >= threads && threads * s.packed() <= MOST_PACKED;
-}
-
-// The field's tensors in the layout of the kernels but for the planes, which follow one by one; holds the memory that
-// `field` points to.
+// The field's tensors in the layout of the kernels, but for planes that are to be packed, which follow one by one; holds the
+// memory that `field` points to. `direct`: the planes are read as they are.
 struct PackedField {
     Tensor planes, w1, b1, w1t, density_row, w2, b2, w2t;
+    bool direct;
     Field field;
 };
+
+// Whether every thread takes whole identities, with memory of its own where their planes are packed, so that threads never
+// wait for one another; otherwise all work on one identity at a time.
+bool thread_takes_identity(const PackedField& p) {
+    const int64_t threads = at::get_num_threads();
+    return p.planes.size(0) >= threads && (p.direct || threads * PlaneSizes(p.planes).packed() <= MOST_PACKED);
+}
+
+// Steps of planes [N, 3, C, D, H, W] packed as pack_planes does, with C padded to `channels`.
+std::vector<int64_t> packed_strides(const Tensor& planes, int64_t channels) {
+    const int64_t column = channels, row = planes.size(5) * column, layer = planes.size(4) * row, plane = planes.size(3) * layer;
+    return {3 * plane, plane, 1, layer, row, column};
+}
 
 Tensor padded_copy(const Tensor& t, int64_t rows, int64_t columns) {
     Tensor out = at::zeros({rows, columns}, t.options());
@@ -91,7 +99,8 @@ PackedField pack_field(const Tensor& planes, const Tensor& w1, const Tensor& b1,
     TORCH_CHECK(3 * C * planes.size(3) * planes.size(4) * planes.size(5) < std::numeric_limits<int32_t>::max(),
                 "planes are too large: ", planes.sizes());
     PackedField p;
-    p.planes = checked(planes, "planes", planes.sizes());
+    p.direct = cells_together(planes);
+    p.planes = p.direct ? planes : checked(planes, "planes", planes.sizes());
     p.w1t = padded_copy(checked(w1, "weight1", {hidden, channels}), H, C);
     p.w1 = p.w1t.t().contiguous();
     p.b1 = padded_copy(checked(b1, "bias1", {hidden}).unsqueeze(0), 1, H);
@@ -102,6 +111,9 @@ PackedField pack_field(const Tensor& planes, const Tensor& w1, const Tensor& b1,
     p.b2 = padded_copy(bias.narrow(0, 1, colours).unsqueeze(0), 1, O);
     Field& f = p.field;
     f.grid = nullptr, f.first_grid = 0;
+    const std::vector<int64_t> steps = p.direct ? planes.strides().vec() : packed_strides(planes, C);
+    f.grid_step = steps[0], f.plane_step = int(steps[1]), f.layer_step = int(steps[3]), f.row_step = int(steps[4]);
+    f.column_step = int(steps[5]);
     f.channels = int(C), f.hidden = int(H), f.colours = int(O), f.colours_used = int(colours);
     f.depth = int(planes.size(3)), f.height = int(planes.size(4)), f.width = int(planes.size(5));
     for (int i = 0; i < 9; i++) {
@@ -122,23 +134,26 @@ struct Scratch {
     float* data() { return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(float); }
 };
 
-// Run work(field, identity, spare) over the identities, `field` with the packed planes of that one, `spare` memory for as
-// many numbers (if wanted). Where a thread takes whole identities, all that runs inside is done by that thread alone.
+// Run work(field, identity, spare) over the identities, `field` with the planes of that one, `spare` memory for as many packed
+// numbers (if wanted, and only where planes are packed). Where a thread takes whole identities, all that runs inside is done by
+// that thread alone.
 template <typename Work>
 void for_identities(const PackedField& p, bool wants_spare, const Work& work) {
     const PlaneSizes sizes(p.planes);
     const int64_t grids = p.planes.size(0);
     std::atomic<int64_t> next{0};
     const auto run = [&](int64_t, int64_t) {
-        const Buffer packed(sizes.packed()), spare(wants_spare ? sizes.packed() : 0);
+        const Buffer packed(p.direct ? 0 : sizes.packed()), spare(wants_spare && !p.direct ? sizes.packed() : 0);
         Field field = p.field;
         field.grid = packed.data;
         while ((field.first_grid = next++) < grids) {
-            pack_planes(sizes, p.planes.const_data_ptr<float>() + field.first_grid * sizes.planar(), packed.data);
+            const float* planes = p.planes.const_data_ptr<float>() + field.first_grid * p.planes.stride(0);
+            if (p.direct) field.grid = planes;
+            else pack_planes(sizes, planes, packed.data);
             work(field, field.first_grid, spare.data);
         }
     };
-    if (thread_takes_identity(sizes, grids)) at::parallel_for(0, at::get_num_threads(), 1, run);
+    if (thread_takes_identity(p)) at::parallel_for(0, at::get_num_threads(), 1, run);
     else run(0, 1);
 }
 
@@ -212,14 +227,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> volume_render(
 // What one worker of the backward pass adds up apart from the others.
 struct Worker {
     Tensor w1, b1, density_row, density_bias, w2, b2;
-    std::unique_ptr<Buffer> grid;   // of an identity that another worker has begun
 
     explicit Worker(const PackedField& p)
         : w1(at::zeros_like(p.w1)), b1(at::zeros_like(p.b1)), density_row(at::zeros_like(p.density_row)),
           density_bias(at::zeros({1}, p.b1.options())), w2(at::zeros_like(p.w2)), b2(at::zeros_like(p.b2)) {}
 
     Gradients pointers(const Gradients& rays) const {
-        return {nullptr, w1.data_ptr<float>(), b1.data_ptr<float>(), density_row.data_ptr<float>(),
+        return {nullptr, nullptr, w1.data_ptr<float>(), b1.data_ptr<float>(), density_row.data_ptr<float>(),
                 density_bias.data_ptr<float>(), w2.data_ptr<float>(), b2.data_ptr<float>(), rays.origins, rays.directions};
     }
 
@@ -229,29 +243,65 @@ struct Worker {
     }
 };
 
-// Gradients of rays [begin, end), all of one identity, whose `grid` (size numbers) is overwritten. Every worker takes one
-// run of them, the same however the threads are scheduled, so that sums are repeatable. Those behind the first have a grid
-// of their own, which is added in the end.
+// Slots for `num` blocks of rays, and the memory they point to.
+struct Slots {
+    std::vector<Slot> slots;
+    std::vector<float> memory;
+
+    Slots(int64_t num, int64_t points, int64_t channels) : slots(num), memory(num * points * (3 + channels) + PAD) {
+        float* next = memory.data();
+        for (Slot& slot : slots) {
+            for (float*& position : slot.position) position = next, next += points;
+            slot.gradient = next, next += points * channels;
+        }
+    }
+};
+
+// Gradients of rays [begin, end), all of one identity, with `num` workers that share its `grid`. By turns they compute the
+// gradients of some blocks of rays, each worker those of its own, and add them to the grid, each worker in cells and channels
+// of its own. Who does what is the same however the threads are scheduled, so sums are repeatable, and a cell's do not depend
+// on the number of workers.
+void backward_together(const Field& field, const Rays& rays, const SavedSamples& saved, const Gradients& ray_grads,
+                       const Worker* workers, int64_t num, float* grid, int64_t begin, int64_t end) {
+    const Kernels& k = kernels();
+    const int64_t block = k.block_rays(field, rays), points = k.slot_points(field, rays), each = SLOTS_EACH * block;
+    Slots own(num * SLOTS_EACH, points, field.channels);
+    std::vector<Scratch> scratch;
+    for (int64_t i = 0; i < num; i++) scratch.emplace_back(k.backward_scratch(field, rays));
+    // Parts of the grid: planes, lines of memory (16 channels), and, for many workers, bands of rows.
+    const int64_t lines = field.channels / PAD, bands = std::max<int64_t>(1, num / (3 * lines)), parts = 3 * lines * bands;
+    for (; begin < end; begin += num * each) {
+        for (Slot& slot : own.slots) slot.points = 0;
+        at::parallel_for(0, num, 1, [&](int64_t from, int64_t to) {
+            for (int64_t i = from; i < to; i++) {
+                Gradients out = workers[i].pointers(ray_grads);
+                out.slots = &own.slots[i * SLOTS_EACH];
+                k.backward(field, rays, saved, out, std::min(begin + i * each, end), std::min(begin + (i + 1) * each, end),
+                           scratch[i].data());
+            }
+        });
+        at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
+            Scratch room(k.scatter_scratch(field, int(points)));
+            for (int64_t i = from; i < to; i++) {
+                const int64_t plane = i / bands / lines, line = i / bands % lines, band = i % bands;
+                for (const Slot& slot : own.slots)
+                    if (slot.points)
+                        k.scatter(field, slot, int(plane), int(field.height * band / bands), int(field.height * (band + 1) / bands),
+                                  int(line * PAD), int((line + 1) * PAD), grid, room.data());
+            }
+        });
+    }
+}
+
+// The same by one worker or several; `grid`, of `size` numbers, is overwritten.
 void backward_identity(const Field& field, const Rays& rays, const SavedSamples& saved, const Gradients& ray_grads,
-                       Worker* workers, int64_t num, int64_t size, float* grid, int64_t begin, int64_t end) {
-    const auto start = [&](int64_t i) { return begin + (end - begin) * i / num; };
-    at::parallel_for(0, num, 1, [&](int64_t from, int64_t to) {
-        for (int64_t i = from; i < to; i++) {
-            Scratch scratch(kernels().backward_scratch(field, rays));
-            Gradients out = workers[i].pointers(ray_grads);
-            if (i && !workers[i].grid) workers[i].grid = std::make_unique<Buffer>(size);
-            out.grid = i ? workers[i].grid->data : grid;
-            std::memset(out.grid, 0, size * sizeof(float));
-            kernels().backward(field, rays, saved, out, start(i), start(i + 1), scratch.data());
-        }
-    });
-    if (num == 1) return;
-    at::parallel_for(0, size, 1 << 15, [&](int64_t from, int64_t to) {
-        for (int64_t i = 1; i < num; i++) {
-            const float* part = workers[i].grid->data;
-            for (int64_t k = from; k < to; k++) grid[k] += part[k];
-        }
-    });
+                       const Worker* workers, int64_t num, int64_t size, float* grid, int64_t begin, int64_t end) {
+    at::parallel_for(0, size, 1 << 18, [&](int64_t from, int64_t to) { std::memset(grid + from, 0, (to - from) * sizeof(float)); });
+    if (num > 1) return backward_together(field, rays, saved, ray_grads, workers, num, grid, begin, end);
+    Scratch scratch(kernels().backward_scratch(field, rays));
+    Gradients out = workers[0].pointers(ray_grads);
+    out.grid = grid;
+    kernels().backward(field, rays, saved, out, begin, end, scratch.data());
 }
 
 using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -274,19 +324,24 @@ Backward volume_render_backward(
     Gradients ray_grads = {};
     if (rays_grad) ray_grads.origins = origins_grad.data_ptr<float>(), ray_grads.directions = directions_grad.data_ptr<float>();
     const PlaneSizes sizes(planes);
-    Tensor planes_grad = num ? at::empty(planes.sizes(), planes.options()) : at::zeros(planes.sizes(), planes.options());
+    Tensor planes_grad = p.direct ? at::empty_like(planes) : at::empty(planes.sizes(), planes.options());
+    float* planes_grad_data = planes_grad.data_ptr<float>();
+    if (p.direct) advise_large_pages(planes_grad_data, planes_grad.nbytes());
+    if (!num) planes_grad.zero_();
     // Sums for every identity where a thread takes whole ones: which thread takes which is left to chance.
-    const bool whole = thread_takes_identity(sizes, planes.size(0));
+    const bool whole = thread_takes_identity(p);
     const int64_t together = whole ? 1 : std::min<int64_t>(at::get_num_threads(), MOST_WORKERS);
     std::vector<Worker> workers;
     do workers.emplace_back(p);
     while (int64_t(workers.size()) < (whole ? planes.size(0) : together));
-    if (num) for_identities(p, true, [&](const Field& field, int64_t grid, float* grid_sum) {
+    if (num) for_identities(p, true, [&](const Field& field, int64_t grid, float* packed_sum) {
         const int64_t begin = grid * c.rays.per_grid, end = begin + c.rays.per_grid;
-        backward_identity(field, c.rays, saved, ray_grads, &workers[whole ? grid : 0], together, sizes.packed(), grid_sum, begin,
-                          end);
-        unpack_planes(sizes, grid_sum, planes_grad.data_ptr<float>() + grid * sizes.planar());
+        float* target = planes_grad_data + grid * sizes.planar();
+        backward_identity(field, c.rays, saved, ray_grads, &workers[whole ? grid : 0], together, sizes.packed(),
+                          p.direct ? target : packed_sum, begin, end);
+        if (!p.direct) unpack_planes(sizes, packed_sum, target);
     });
+    if (!p.direct && !planes.is_contiguous()) planes_grad = at::empty_like(planes).copy_(planes_grad);
     Worker& sums = workers[0];
     for (size_t i = 1; i < workers.size(); i++) sums.add(workers[i]);
     const int64_t hidden = w1.size(0), colours = w2.size(0) - 1;

@@ -11,8 +11,10 @@ namespace omni {
 enum Activation { ACTIVATION_NONE = 0, ACTIVATION_SIGMOID = 1, ACTIVATION_LRELU = 2 };
 
 struct Field {
-    const float* grid;             // [G, 3, depth, height, width, C] of some of the grids
+    const float* grid;             // of some of the identities: cells of C numbers each
     int64_t first_grid;            // number of the first of these
+    int64_t grid_step;             // numbers from one identity's grid to the next one's
+    int plane_step, layer_step, row_step, column_step;             // and from cell to cell within it
     int channels, hidden, colours, colours_used;    // C, H, O, and O before padding
     int depth, height, width;      // cells of a plane
     int axes[3][3];                // world axis along width, height and depth of each plane
@@ -47,9 +49,17 @@ struct SavedSamples {
     const float *features_grad, *depth_grad, *opacity_grad;        // [R, colours_used], [R], [R]
 };
 
+// Points of one block of rays and the gradients of their features, kept until a grid takes them (Kernels::scatter).
+struct Slot {
+    int points;                    // how many
+    float* position[3];            // [slot_points] each, world units
+    float* gradient;               // [slot_points, C]
+};
+
 // Sums of one worker; `grid` is that of the rays it is given, the others belong to the worker alone.
 struct Gradients {
-    float *grid;                   // [3, depth, height, width, C]
+    float *grid;                   // laid out as Field::grid, or null: the blocks' slots take what it would
+    Slot *slots;                   // of the blocks in turn, where there is no grid
     float *w1, *b1, *density_row, *density_bias, *w2, *b2;
     float *origins, *directions;   // [R, 3] or both null
 };
@@ -62,6 +72,13 @@ struct Kernels {
     int64_t (*backward_scratch)(const Field&, const Rays&);
     void (*backward)(const Field&, const Rays&, const SavedSamples&, const Gradients&, int64_t first_ray, int64_t end_ray,
                      float* scratch);                              // rays of one grid only
+    int (*block_rays)(const Field&, const Rays&);                  // that backward() takes at a time, each block with a slot
+    int (*slot_points)(const Field&, const Rays&);                 // room that a slot needs
+    int64_t (*scatter_scratch)(const Field&, int points);
+    // Add to `grid` what points of a slot mean to channels [column, end_column), multiples of 16, of the cells of one plane in
+    // rows [row, end_row).
+    void (*scatter)(const Field&, const Slot&, int plane, int row, int end_row, int column, int end_column, float* grid,
+                    float* scratch);
     int64_t (*query_scratch)(const Field&);
     void (*query)(const Field&, const float* points, int64_t per_grid, float* density, float* features, int64_t first,
                   int64_t end, float* scratch);                    // points [G * per_grid, 3]; features may be null

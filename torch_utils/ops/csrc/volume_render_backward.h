@@ -45,6 +45,18 @@ static BackwardBlock make_backward_block(Arena& arena, const Field& f, const Ray
     return block;
 }
 
+static int block_rays(const Field& f, const Rays& r) {
+    Arena arena = {nullptr, 0};
+    Ray ray[MAX_BLOCK_RAYS];
+    return make_backward_block(arena, f, r, false, ray).rays;
+}
+
+static int slot_points(const Field& f, const Rays& r) {
+    Arena arena = {nullptr, 0};
+    Ray ray[MAX_BLOCK_RAYS];
+    return make_backward_block(arena, f, r, false, ray).batch.capacity;
+}
+
 // Weights of the rays of the block, and a row of the batch for every sample that can have a gradient. Returns the rows.
 static int prepare_rays(const Field& f, const Rays& rays, const SavedSamples& saved, const BackwardBlock& block, int64_t first,
                         int count) {
@@ -177,7 +189,8 @@ static void ray_gradient(const Field& f, const float* grid, const BackwardBlock&
     copy(out.directions + ray * 3, direction, 3);
 }
 
-static void backward_block(const Field& f, const Rays& rays, const SavedSamples& saved, const Gradients& out, const float* grid,
+// Returns the number of points of the block.
+static int backward_block(const Field& f, const Rays& rays, const SavedSamples& saved, const Gradients& out, const float* grid,
                            const BackwardBlock& block, int64_t first, int count) {
     const Batch& b = block.batch;
     const int rows = prepare_rays(f, rays, saved, block, first, count);
@@ -189,9 +202,10 @@ static void backward_block(const Field& f, const Rays& rays, const SavedSamples&
     hidden_gradient(f, block, out, rows);
     matmul<true>(f.channels, f.hidden, rows, b.features, 1, f.channels, b.sigmoid, f.hidden, out.w1, f.hidden);
     matmul<false>(rows, f.channels, f.hidden, b.sigmoid, f.hidden, 1, f.w1t, f.channels, block.point_grad, f.channels);
-    scatter(out.grid, b, rows, block.point_grad, f.channels);
+    if (out.grid) scatter(out.grid, b, rows, block.point_grad, f.channels, 0, f.channels);
     if (out.origins)
         for (int i = 0; i < count; i++) ray_gradient(f, grid, block, out, first + i, i);
+    return rows;
 }
 
 static int64_t backward_scratch(const Field& f, const Rays& rays) {
@@ -207,9 +221,15 @@ static void backward(const Field& f, const Rays& rays, const SavedSamples& saved
     Ray ray[MAX_BLOCK_RAYS];
     BackwardBlock block = make_backward_block(arena, f, rays, out.origins != nullptr, ray);
     const float* grid = grid_of(f, first / rays.per_grid);
-    for (; first < end; first += block.rays) {
+    for (Slot* slot = out.slots; first < end; first += block.rays) {
         int count = int(end - first < block.rays ? end - first : block.rays);
-        backward_block(f, rays, saved, out, grid, block, first, count);
+        if (out.grid) {
+            backward_block(f, rays, saved, out, grid, block, first, count);
+            continue;
+        }
+        for (int a = 0; a < 3; a++) block.batch.position[a] = slot->position[a];
+        block.point_grad = slot->gradient;
+        slot++->points = backward_block(f, rays, saved, out, grid, block, first, count);
     }
 }
 

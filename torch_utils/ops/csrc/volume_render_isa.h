@@ -6,6 +6,7 @@ namespace omni { namespace OMNI_ISA {
 #define OMNI_TEXT(x) #x
 #define OMNI_NAME(x) OMNI_TEXT(x)
 
-static const Kernels table = {OMNI_NAME(OMNI_ISA), forward_scratch, forward, backward_scratch, backward, query_scratch, query};
+static const Kernels table = {OMNI_NAME(OMNI_ISA), forward_scratch, forward, backward_scratch, backward, block_rays, slot_points,
+                              scatter_scratch, scatter_slot, query_scratch, query};
 
 }}  // namespace omni::OMNI_ISA

@@ -250,7 +250,7 @@ static bool forward_block(const Field& f, const Rays& rays, const Outputs& out, 
 }
 
 static const float* grid_of(const Field& f, int64_t number) {
-    return f.grid + (number - f.first_grid) * 3 * f.depth * f.height * f.width * f.channels;
+    return f.grid + (number - f.first_grid) * f.grid_step;
 }
 
 static int64_t forward_scratch(const Field& f, const Rays& rays) {

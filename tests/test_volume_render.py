@@ -13,6 +13,8 @@ import torch
 import reference
 from torch_utils.ops import native
 from torch_utils.ops.volume_render import volume_render
+from training.generators import panohead
+from training.generators.panohead import PanoHeadGenerator
 from training.representations import planes as planes_module
 from training.networks.decoders import OSGDecoder
 from training.representations.planes import PlaneField
@@ -217,6 +219,57 @@ def test_planes_of_low_precision(dtype):
     assert torch.equal(value[0], expected[0])
     grad, = torch.autograd.grad(value[0].sum(), low)
     assert grad.dtype == dtype and grad.any()
+
+
+CELL_ORDERS = {'image': (0, 4, 5, 1, 3, 2), 'planes': (0, 1, 3, 4, 5, 2)}
+
+
+@needs_native
+@pytest.mark.parametrize('order', CELL_ORDERS)
+@pytest.mark.parametrize('depth', [1, 3])
+@pytest.mark.parametrize('threads', [1, 2, 7])
+def test_planes_whose_channels_lie_together(order, depth, threads):
+    """They are read as they are, their gradient has their layout, and its bits depend neither on it nor on the threads."""
+    case = Case(batch=1, rays=301, channels=32, colours=32, depth=depth)
+    leaves, decoder, options, noise = make(case)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        out = render(case, PlaneField, leaves, decoder, options, noise)
+        expected = (*out, *torch.autograd.grad(out[0].square().sum(), leaves))
+        forth = CELL_ORDERS[order]
+        laid = leaves[0].detach().permute(forth).contiguous().permute([forth.index(i) for i in range(6)]).requires_grad_(True)
+        assert torch.equal(laid, leaves[0]) and laid.stride(2) == 1
+        torch.set_num_threads(threads)
+        out = render(case, PlaneField, [laid, *leaves[1:]], decoder, options, noise)
+        found = (*out, *torch.autograd.grad(out[0].square().sum(), [laid, *leaves[1:]]))
+    finally:
+        torch.set_num_threads(before)
+    assert found[3].permute(forth).is_contiguous()
+    for i in range(4):
+        assert torch.equal(found[i], expected[i]), i
+    for value, wanted in zip(found[4:], expected[4:]):
+        assert_close(value, wanted, 'layout', 1e-5)
+
+
+@needs_native
+def test_backbone_leaves_planes_as_the_operator_reads_them(monkeypatch):
+    """Exchanging the channels of ToRGB changes where the numbers of the planes lie and nothing else, gradients included."""
+    torch.manual_seed(0)
+    generator = PanoHeadGenerator(z_dim=16, w_dim=16, img_resolution=128, channel_base=1024, channel_max=16, plane_resolution=32,
+                                  use_background=False, adaptive_camera=False, sr_channel_scale=0.1)
+    ws = torch.randn(2, generator.num_ws, 16, requires_grad=True)
+    found = []
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr(panohead, 'reads_cells', lambda channels, device: False)
+        planes = generator.build_field(ws).planes
+        assert planes.permute(CELL_ORDERS['image']).is_contiguous() is together
+        weight = generator.backbone.synthesis.b32.torgb.weight
+        found.append((planes, *torch.autograd.grad((planes * torch.linspace(-1, 1, planes[0].numel()).reshape(planes[:1].shape)).sum(),
+                                                   [ws, weight])))
+    for value, expected in zip(*found):
+        assert_close(value, expected, 'exchange', 1e-5)
 
 
 @needs_native

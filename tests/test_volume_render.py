@@ -1,6 +1,7 @@
 """The fused volume renderer against the plain one: values, gradients, odd cases; and how its library is built."""
 
 import dataclasses
+import importlib
 import os
 import signal
 import subprocess
@@ -227,9 +228,9 @@ CELL_ORDERS = {'image': (0, 4, 5, 1, 3, 2), 'planes': (0, 1, 3, 4, 5, 2)}
 @needs_native
 @pytest.mark.parametrize('order', CELL_ORDERS)
 @pytest.mark.parametrize('depth', [1, 3])
-@pytest.mark.parametrize('threads', [1, 2, 7])
+@pytest.mark.parametrize('threads', [1, 2, 7, 13])   # from 12 on the gradient's planes are divided into bands of rows
 def test_planes_whose_channels_lie_together(order, depth, threads):
-    """They are read as they are, their gradient has their layout, and its bits depend neither on it nor on the threads."""
+    """Their gradient has their layout, and its bits depend neither on that nor on the threads."""
     case = Case(batch=1, rays=301, channels=32, colours=32, depth=depth)
     leaves, decoder, options, noise = make(case)
     before = torch.get_num_threads()
@@ -250,6 +251,36 @@ def test_planes_whose_channels_lie_together(order, depth, threads):
         assert torch.equal(found[i], expected[i]), i
     for value, wanted in zip(found[4:], expected[4:]):
         assert_close(value, wanted, 'layout', 1e-5)
+
+
+@needs_native
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='the peak of memory is read from /proc')
+@pytest.mark.parametrize('gradient', [False, True])
+def test_planes_whose_channels_lie_together_are_not_copied(gradient, monkeypatch):
+    """Neither planes nor, beside the gradient itself, their gradient; in PyTorch's order they are, which shows in the measure."""
+    monkeypatch.setattr(sys, 'path', list(sys.path))   # the harness adds its folder
+    harness = importlib.import_module('benchmarks.harness')
+    case = Case(batch=1, rays=9, channels=32, colours=32, height=192, width=192)
+    leaves, decoder, options, noise = make(case)
+    size = leaves[0].nbytes / 1e6
+    copies = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for forth in (range(6), CELL_ORDERS['image']):
+            laid = leaves[0].detach().permute(*forth).contiguous().permute([list(forth).index(i) for i in range(6)])
+            laid.requires_grad_(gradient)
+
+            def work(laid=laid):
+                features, _, _ = render(case, PlaneField, [laid, *leaves[1:]], decoder, options, noise)
+                if gradient:
+                    torch.autograd.grad(features.sum(), [laid])
+            work()
+            copies.append(harness.memory_of_call(work, torch.device('cpu'))['peak_mb'] / size)
+    finally:
+        torch.set_num_threads(before)
+    assert copies[0] > copies[1] + 0.75
+    assert copies[1] < gradient + 0.25
 
 
 @needs_native

@@ -110,7 +110,7 @@ def test_derivatives_equal_those_of_the_definition(shape, monkeypatch):
     args = torch.randn(n, channels, height, width), torch.randn(out, channels, 3, 3), torch.randn(n, out, height, width)
     results = derivatives(lambda x, weight: conv2d_resample.conv2d_resample(x, weight, padding=1), *args)
     expected = derivatives(lambda x, weight: torch.nn.functional.conv2d(x, weight, padding=1), *(t.double() for t in args))
-    assert 'Convolution' in type(results[0].grad_fn).__name__ and results[0].grad_fn.name() != expected[0].grad_fn.name()
+    assert 'Convolve' in type(results[0].grad_fn).__name__ and results[0].grad_fn.name() != expected[0].grad_fn.name()
     y = conv2d_resample.conv2d_resample(*(t.requires_grad_(True) for t in args[:2]), padding=1)
     results += torch.autograd.grad(y, args[:2], args[2])          # in another way when nobody asks for the second
     for result, value in zip(results, expected + expected[1:3]):

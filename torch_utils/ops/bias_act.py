@@ -1,6 +1,6 @@
 """Add a bias, apply an activation, scale and clamp (StyleGAN2, 1912.04958).
 
-Plain PyTorch, the definition; on CUDA one operator computes the same.
+Plain PyTorch, the definition; on CUDA, and on CPU for piecewise linear activations of images, one operator computes the same.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import cuda_images
+from torch_utils.ops import cuda_images, trained_layers
 
 
 class Activation(NamedTuple):
@@ -42,6 +42,8 @@ def bias_act(x, b=None, dim=1, act='linear', gain=None, clamp=None):
     gain = ACTIVATIONS[act].gain if gain is None else gain
     if cuda_images.can_run(x):
         return cuda_images.fused_bias_act(x, None if b is None else b.to(x.dtype), dim, act, gain, clamp)
+    if dim == 1 and (act, gain, clamp) != ('linear', 1, None) and trained_layers.can_activate(x, act):
+        return trained_layers.activation(x, b, act, gain, clamp)
     if b is not None:
         x = x + b.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
     x = ACTIVATIONS[act].function(x)

@@ -8,11 +8,10 @@ into the weights of a single image.
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import winograd
+from torch_utils.ops import conv_gradients, trained_layers, winograd
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.trained_layers import SLOPES
 from torch_utils.ops.upfirdn2d import upfirdn2d
-
-SLOPES = {'linear': 1.0, 'lrelu': 0.2}   # activations that the fused layer knows
 
 
 def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
@@ -33,7 +32,7 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
         before, after = padding + (fw - down + 1) // 2, padding + (fw - down) // 2
         if kernel == 1:
             return F.conv2d(upfirdn2d(x, f, down=down, padding=(before, after, before, after)), w)
-        return F.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), w, stride=down)
+        return conv_gradients.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), w, down)
     if up > 1:
         before, after = padding + (fw + up - 1) // 2, padding + (fw - up) // 2
         if kernel == 1:
@@ -42,7 +41,7 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
         # Zero insertion and convolution are one transposed convolution, whose own border already counts as padding.
         before, after = before - (kernel - 1), after - (kernel - up)
         inner = max(min(-before, -after), 0)
-        x = F.conv_transpose2d(x, w.transpose(0, 1), stride=up, padding=inner)
+        x = conv_gradients.conv_transpose2d(x, w.transpose(0, 1), up, inner)
         return upfirdn2d(x, f, padding=(before + inner, after + inner, before + inner, after + inner), gain=up * up)
     return F.conv2d(x, w, padding=padding)
 
@@ -65,6 +64,11 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
         else:
             x = conv2d_resample(x, folded, resample_filter, up=up, padding=padding)
             x = x if noise is None else x + noise.to(x.dtype)
+    elif not inference and trained_layers.can_train(x, weight, bias, act, up, padding, resample_filter, demodulate):
+        def definition(x, weight, styles, noise, bias):
+            x = modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)
+            return bias_act(x, bias, act=act, gain=gain, clamp=clamp)
+        return trained_layers.layer(definition, x, weight, styles, noise, bias, act, gain, clamp, up, resample_filter)
     else:
         x = modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)
     return bias_act(x, bias, act=act, gain=gain, clamp=clamp)

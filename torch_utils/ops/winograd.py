@@ -8,9 +8,9 @@ input pixel becomes. The definition is plain PyTorch: conv2d_resample.modulated_
 import functools
 
 import torch
-from torch.nn.grad import conv2d_weight
 
 from torch_utils.misc import cpu_flags
+from torch_utils.ops.conv_gradients import Convolve, Kind
 from torch_utils.ops.native import load_native
 
 LEAST_TILES = 32        # below, transforming the weights costs more than it spares
@@ -49,33 +49,18 @@ def conv3x3(x, weight, up=1, resample_filter=None, styles=None, demodulate=False
                                                *floats[1:], slope, gain, limit, x.dtype == torch.bfloat16)
 
 
+def _convolve(x, weight, turned=False):
+    return torch.ops.omnihead.winograd_conv3x3(x, weight.float().contiguous(), None, None, False, None, None, 1.0, 1.0, float('inf'),
+                                               x.dtype == torch.bfloat16, turned)
+
+
+KIND = Kind(_convolve, lambda g, weight, size: _convolve(g, weight, turned=True),
+            lambda x, g, kernel: torch.ops.omnihead.winograd_weight_gradient(x, g, x.dtype == torch.bfloat16))
+
+
 def differentiable_conv3x3(x, weight):
     """torch.nn.functional.conv2d(x, weight, padding=1) with derivatives of any order; ask can_convolve first.
 
     x [N, I, H, W] float32 or bfloat16, weight [O, I, 3, 3] float32 -> [N, O, H, W] in x's type, channels last.
     """
-    return _Convolution.apply(x, weight, False)
-
-
-class _Convolution(torch.autograd.Function):
-    """With `turned` the convolution that takes the gradient back: by weight [I, O, 3, 3] turned by 180 degrees."""
-
-    @staticmethod
-    def forward(ctx, x, weight, turned):
-        ctx.save_for_backward(x, weight)
-        ctx.turned = turned
-        return torch.ops.omnihead.winograd_conv3x3(x, weight.float().contiguous(), None, None, False, None, None, 1.0, 1.0, float('inf'),
-                                                   x.dtype == torch.bfloat16, turned)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        grad_x = _Convolution.apply(grad, weight, not ctx.turned) if ctx.needs_input_grad[0] else None
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            image, result = (grad, x) if ctx.turned else (x, grad)
-            if torch.is_grad_enabled():      # second derivatives are wanted
-                grad_weight = conv2d_weight(image, weight.shape, result, padding=1).to(weight.dtype)
-            else:
-                grad_weight = torch.ops.omnihead.winograd_weight_gradient(image, result, image.dtype == torch.bfloat16).to(weight.dtype)
-        return grad_x, grad_weight, None
+    return Convolve.apply(KIND, x, weight)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from torch_utils import streams, training_stats
 from torch_utils.misc import deviation_within_groups, grouped
+from torch_utils.ops.conv_gradients import no_weight_gradients
 from torch_utils.ops.resize import resize
 from torch_utils.ops.upfirdn2d import filter2d
 
@@ -177,7 +178,8 @@ class AdversarialLoss:
     def _Dreg(self, batch, schedule, gain):
         images = {name: x.detach().requires_grad_(True) for name, x in self.reals(batch, schedule).items()}
         logits = self._report_real(self.scores(images, batch.labels, schedule))
-        gradients = torch.autograd.grad(logits.sum(), list(images.values()), create_graph=True)
+        with no_weight_gradients():
+            gradients = torch.autograd.grad(logits.sum(), list(images.values()), create_graph=True)
         penalty = {name: x.square().sum(dim=[1, 2, 3]) for name, x in zip(images, gradients)}
         of_images = sum(x for name, x in penalty.items() if name != 'image_mask')
         training_stats.report('Loss/r1_penalty', of_images)

@@ -5,14 +5,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define OMNI_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define OMNI_CLONES
-#endif
+#include "images.h"
 
 namespace omni {
 namespace {
@@ -25,21 +20,6 @@ struct Axis {
         return rest > 0 ? up - rest : -rest;
     }
 };
-
-inline float widen(float x) { return x; }
-inline float widen(uint16_t x) {
-    const uint32_t bits = uint32_t(x) << 16;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
-}
-inline void narrow(float x, float& out) { out = x; }
-inline void narrow(float x, uint16_t& out) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    // Round to nearest even; NaN keeps its upper bits and stays NaN.
-    out = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // What a row of the result is made of. T is the images' type, A that of what is added.
 template <typename T, typename A>

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "winograd.h"
@@ -85,9 +86,11 @@ Tensor demodulation(const Convolution& c, const float* energy, const at::TensorO
     return out;
 }
 
-Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles, bool demodulate,
-                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, bool half_products,
-                        bool turned) {
+// The result, and what its gradient needs besides: the factors of the demodulation [N, O] (undefined without) and the sums of
+// squares over the taps [I, O].
+std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles,
+                                         bool demodulate, const Optional& noise, const Optional& bias, double slope, double gain,
+                                         double clamp, bool half_products, bool turned) {
     TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "winograd_conv3x3 takes x [N, I, H, W] and weight [O, I, 3, 3]");
     TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "winograd_conv3x3 takes float32 or bfloat16");
     const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
@@ -113,7 +116,6 @@ Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optiona
     c.tiles_high = (c.h + k.tile - 1) / k.tile, c.tiles_wide = (c.w + k.tile - 1) / k.tile;
     const int64_t tiles = c.n * c.tiles_high * c.tiles_wide, share = (tiles + at::get_num_threads() - 1) / at::get_num_threads();
     c.block = std::min(MOST_TILES, (share + 5) / 6 * 6);
-    if (tiles == 0) return y;
     const at::TensorOptions floats = x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous);
     Tensor transformed = at::empty({k.transformed_floats(c)}, floats), energy = at::empty({c.in, c.out}, floats), scale;
     float* u = transformed.mutable_data_ptr<float>();
@@ -123,13 +125,25 @@ Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optiona
         scale = demodulation(c, c.energy, floats);
         c.out_scale = scale.const_data_ptr<float>();
     }
-    const int64_t blocks = (tiles + c.block - 1) / c.block;
+    const int64_t blocks = tiles == 0 ? 0 : (tiles + c.block - 1) / c.block;
     at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
         Tensor scratch = at::zeros({k.scratch_floats(c)}, floats);
         for (int64_t b = begin; b < end; b++)
             k.run(c, u, b * c.block, std::min(tiles, (b + 1) * c.block), scratch.mutable_data_ptr<float>());
     });
-    return y;
+    return {y, scale, energy};
+}
+
+Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles, bool demodulate,
+                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, bool half_products,
+                        bool turned) {
+    return std::get<0>(layer(input, weight, upsampling, styles, demodulate, noise, bias, slope, gain, clamp, half_products, turned));
+}
+
+std::tuple<Tensor, Tensor, Tensor> winograd_layer(const Tensor& input, const Tensor& weight, const Optional& upsampling,
+                                                  const Tensor& styles, const Optional& noise, const Tensor& bias, double slope,
+                                                  double gain, double clamp, bool half_products) {
+    return layer(input, weight, upsampling, styles, true, noise, bias, slope, gain, clamp, half_products, false);
 }
 
 // What unfold() reads: all tiles of x.
@@ -152,8 +166,9 @@ Tensor unfolded(const WinogradKernels& k, Convolution c, bool gradient, int64_t 
     return out.as_strided({area, c.block, c.in}, {step, c.in, 1});
 }
 
-// Gradient [O, I, 3, 3] float of the weight of a plain convolution of `input` [N, I, H, W] from that of its result.
-Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, bool half_products) {
+// Gradient [O, I, 3, 3] float of the weight of a plain convolution of `input` [N, I, H, W], times styles [N, I] if there are any,
+// from that of its result.
+Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, bool half_products, const Optional& styles) {
     TORCH_CHECK(input.dim() == 4 && result_grad.dim() == 4 && input.size(0) == result_grad.size(0) &&
                 input.sizes().slice(2) == result_grad.sizes().slice(2),
                 "winograd_weight_gradient takes input [N, I, H, W] and gradient [N, O, H, W]");
@@ -163,7 +178,9 @@ Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, 
     const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast), grad = result_grad.contiguous(at::MemoryFormat::ChannelsLast);
     const WinogradKernels* kernels = half_products ? winograd_kernels(true) : nullptr;
     const WinogradKernels& k = kernels ? *kernels : *winograd_kernels(false);
-    const Convolution inputs = tiles_of(k, x), grads = tiles_of(k, grad);
+    Convolution inputs = tiles_of(k, x);
+    const Convolution grads = tiles_of(k, grad);
+    inputs.in_scale = checked(styles, "styles", {inputs.n, inputs.in});
     const int64_t in = inputs.in, out = grads.in, area = (k.tile + 2) * (k.tile + 2);
     const int64_t tiles = inputs.n * inputs.tiles_high * inputs.tiles_wide;
     const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
@@ -182,7 +199,10 @@ TORCH_LIBRARY_FRAGMENT(omnihead, m) {
     m.def("winograd_conv3x3(Tensor x, Tensor weight, Tensor? upsampling, Tensor? styles, bool demodulate, Tensor? noise, Tensor? bias, "
           "float slope, float gain, float clamp, bool half_products, bool turned=False) -> Tensor");
     m.impl("winograd_conv3x3", c10::DispatchKey::CPU, winograd_conv3x3);
-    m.def("winograd_weight_gradient(Tensor x, Tensor result_grad, bool half_products) -> Tensor");
+    m.def("winograd_layer(Tensor x, Tensor weight, Tensor? upsampling, Tensor styles, Tensor? noise, Tensor bias, float slope, float gain, "
+          "float clamp, bool half_products) -> (Tensor, Tensor, Tensor)");
+    m.impl("winograd_layer", c10::DispatchKey::CPU, winograd_layer);
+    m.def("winograd_weight_gradient(Tensor x, Tensor result_grad, bool half_products, Tensor? styles=None) -> Tensor");
     m.impl("winograd_weight_gradient", c10::DispatchKey::CPU, winograd_weight_gradient);
 }
 

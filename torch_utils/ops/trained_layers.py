@@ -1,0 +1,141 @@
+"""Layers of networks in training, on CPU, in few passes over their images: one forward, one backward, besides the convolutions.
+
+The derivative of a leaky ReLU, and where a clamp holds, are read from the layer's result: only that and the input are kept.
+Definitions: bias_act.bias_act and conv2d_resample.modulated_layer; C++: csrc/activation.cpp, csrc/winograd.cpp.
+"""
+
+import torch
+from torch.nn.grad import conv2d_weight
+
+from torch_utils.ops import conv_gradients, upfirdn2d, winograd
+from torch_utils.ops.conv_gradients import STRIDED
+from torch_utils.ops.native import load_native
+
+SLOPES = {'linear': 1.0, 'lrelu': 0.2}   # activations that are told by the slope of negative values
+
+
+def can_activate(x, act):
+    """Whether `activation` takes images x [N, C, H, W] and the activation of that name."""
+    return (x.device.type == 'cpu' and x.ndim == 4 and act in SLOPES and x.dtype in upfirdn2d.NATIVE_TYPES
+            and x.is_contiguous(memory_format=torch.channels_last) and load_native())
+
+
+def _limit(x, clamp):
+    """The clamp as the operators take it; bfloat16 is not clamped, see bias_act."""
+    return float('inf') if clamp is None or x.dtype == torch.bfloat16 else float(clamp)
+
+
+def activation(x, bias, act, gain, clamp):
+    """bias_act.bias_act(x, bias, act=act, gain=gain, clamp=clamp) with derivatives of any order; ask can_activate first."""
+    return _Activation.apply(x, None if bias is None else bias.float().contiguous(), SLOPES[act], float(gain), _limit(x, clamp))
+
+
+class _Activation(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x, bias, slope, gain, clamp):
+        y = torch.ops.omnihead.activate(x, bias, slope, gain, clamp)
+        ctx.save_for_backward(y)
+        ctx.arguments = slope, gain, clamp
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        dx, dbias = _ActivationGradient.apply(grad, *ctx.saved_tensors, *ctx.arguments)
+        return dx, dbias if ctx.needs_input_grad[1] else None, None, None, None
+
+
+class _ActivationGradient(torch.autograd.Function):
+    """(gradient of x, of the bias) from that of y. By y itself there is no derivative: it tells on which straight piece it lies."""
+
+    @staticmethod
+    def forward(ctx, grad, y, slope, gain, clamp):
+        ctx.save_for_backward(y)
+        ctx.set_materialize_grads(False)
+        ctx.arguments = slope, gain, clamp
+        return torch.ops.omnihead.activate_grad(grad.to(y.dtype), y, slope, gain, clamp)
+
+    @staticmethod
+    def backward(ctx, by_dx, by_dbias):
+        (y,) = ctx.saved_tensors
+        if by_dbias is not None:
+            by_dbias = by_dbias.to(y.dtype)[:, None, None]
+            by_dx = by_dbias.expand_as(y) if by_dx is None else by_dx + by_dbias
+        by_grad = None if by_dx is None else _ActivationGradient.apply(by_dx, y, *ctx.arguments)[0]
+        return by_grad, None, None, None, None
+
+
+def can_train(x, weight, bias, act, up, padding, resample_filter, demodulate):
+    """Whether `layer` takes these arguments of conv2d_resample.modulated_layer."""
+    return (demodulate and bias is not None and act in SLOPES and padding == 1
+            and winograd.can_convolve(x, weight, up, resample_filter))
+
+
+def layer(definition, x, weight, styles, noise, bias, act, gain, clamp, up, resample_filter):
+    """conv2d_resample.modulated_layer of these arguments; ask can_train first. `definition` computes the same from (x, weight,
+    styles, noise, bias): where second derivatives are wanted these are its own."""
+    noise = None if noise is None else noise.float()
+    return _Layer.apply(definition, x, weight, styles.float(), noise, bias.float(), SLOPES[act], float(gain), _limit(x, clamp),
+                        resample_filter if up == 2 else None)
+
+
+class _Layer(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, definition, x, weight, styles, noise, bias, slope, gain, clamp, resample_filter):
+        half = x.dtype == torch.bfloat16
+        y, scale, energy = torch.ops.omnihead.winograd_layer(
+            x, weight.float().contiguous(), resample_filter, styles.contiguous(), None if noise is None else noise[:, 0].contiguous(),
+            bias.contiguous(), slope, gain, clamp, half)
+        ctx.save_for_backward(x, weight, styles, noise, bias, y, scale, energy, resample_filter)
+        ctx.definition, ctx.arguments, ctx.half = definition, (slope, gain, clamp), half
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, styles, noise, bias, y, scale, energy, resample_filter = ctx.saved_tensors
+        if torch.is_grad_enabled():      # second derivatives are wanted
+            inputs = [x, weight, styles, noise, bias]
+            needed = [i for i, need in enumerate(ctx.needs_input_grad[1:6]) if need]
+            with torch.enable_grad():
+                found = torch.autograd.grad(ctx.definition(*inputs), [inputs[i] for i in needed], grad, create_graph=True)
+            grads = dict(zip(needed, found))
+            return None, *(grads.get(i) for i in range(5)), None, None, None, None
+        _, need_x, need_weight, need_styles, need_noise, *_ = ctx.needs_input_grad
+        dz, dbias, dnoise, dscale = torch.ops.omnihead.layer_grad(
+            grad.to(y.dtype), y, scale, None if noise is None else noise[:, 0].contiguous(), bias.contiguous(), *ctx.arguments)
+        dweight = dstyles = None
+        if resample_filter is not None:
+            dz, dx = _upsampled_gradients(dz, weight.to(x.dtype), resample_filter)
+        else:
+            dx = winograd.KIND.spread(dz, weight, None)
+        if need_weight:
+            dweight = _weight_gradient(x, dz, styles, weight, ctx.half, resample_filter is not None)
+        if need_x or need_styles:
+            dstyles = torch.ops.omnihead.modulation_grad(dx, x, styles.contiguous())
+        # The demodulation: scale = (styles^2 energy + 1e-8)^(-1/2).
+        by_square = -0.5 * scale ** 3 * dscale                                                       # [N, O]
+        if need_styles:
+            dstyles = dstyles + 2 * styles * (by_square @ energy.t())
+        if need_weight:
+            dweight = dweight.add_(weight * (by_square.t() @ styles.square())[:, :, None, None], alpha=2)
+        if need_noise and noise.shape[0] == 1:
+            dnoise = dnoise.sum(dim=0, keepdim=True)
+        return None, dx, dweight, dstyles, dnoise[:, None] if need_noise else None, dbias, None, None, None, None
+
+
+def _upsampled_gradients(dz, weight, resample_filter):
+    """(gradient of the transposed convolution's result, of its input) from that of the low-pass filter's result."""
+    dz = upfirdn2d.upfirdn2d(dz, resample_filter, padding=2, flip_filter=True, gain=4)
+    return dz, STRIDED.convolve(dz, weight.transpose(0, 1))
+
+
+def _weight_gradient(x, dz, styles, weight, half, upsampled):
+    if not upsampled:
+        return torch.ops.omnihead.winograd_weight_gradient(x, dz, half, styles.contiguous()).to(weight.dtype)
+    x = x * styles.to(x.dtype)[:, :, None, None]
+    if half:
+        found = conv2d_weight(dz, weight.transpose(0, 1).shape, x, stride=conv_gradients.STRIDE)
+    else:
+        found = STRIDED.correlate(dz, x, weight.shape[-1])
+    return found.transpose(0, 1).to(weight.dtype).contiguous()

@@ -15,7 +15,7 @@ from inference import trajectories
 from inference.camera_fit import CAMERA_SCALES, moved_cameras
 from inference.heads import apply_deltas
 from inference.inversion_options import freed_options, recipe_options
-from inference.inversion_run import Look, Run, StageOptions, copied, optimise
+from inference.inversion_run import Look, Run, StageOptions, copied, new_adam, optimise
 from inference.latent_space import latent_statistics
 from inference.latents import conditioning
 from inference.perceptual import squared_distances
@@ -93,14 +93,7 @@ def inversion_rendering(generator, options):
 
 def render_views(generator, ws, labels, rendering):
     """GeneratorOutput of one head ws [1, num_ws, w_dim] from labels [V, 25]; its field and background are made once."""
-    field, num = generator.build_field(ws), len(labels)
-    if num == 1:
-        return generator.render(field, ws, labels, options=rendering)
-    if hasattr(field, 'expand'):
-        return generator.render(field.expand(num), ws.expand(num, -1, -1), labels, options=rendering, ws_bcg=ws)
-    views = [generator.render(field, ws, label, options=rendering) for label in labels.split(1)]
-    return GeneratorOutput(*(torch.cat([view[name] for view in views])
-                             for name in ('image', 'image_raw', 'image_depth', 'image_mask')))
+    return generator.render(generator.build_field(ws), ws.expand(len(labels), -1, -1), labels, options=rendering, ws_bcg=ws)
 
 
 class ViewsLoss:
@@ -148,7 +141,7 @@ def psnr(image, target):
 def optimize_layers(render, loss_of, statistics, num_ws, options, run):
     """(ws [1, num_ws, w_dim], losses): stage 1 as published, every layer free. `render`: ws -> GeneratorOutput."""
     ws = statistics.mean.repeat(1, num_ws, 1).requires_grad_(True)
-    adam = torch.optim.Adam([ws], lr=options.lr_w, betas=(0.9, options.adam_beta2))
+    adam = new_adam([ws], options.lr_w, options.adam_beta2)
     random = torch.Generator().manual_seed(options.seed)                       # of the CPU: the same noise on every device
 
     def evaluate(step):
@@ -189,7 +182,7 @@ def optimize_whitened(render, loss_of, statistics, num_ws, labels, movable, opti
     units = moves.new_tensor(CAMERA_SCALES)
     variables = [latent, layers, moves] if options.refine_camera else [latent, layers]
     rates = (1.0, 0.25, options.lr_camera / options.lr_w)
-    adam = torch.optim.Adam([{'params': [v]} for v in variables], lr=options.lr_w, betas=(0.9, options.adam_beta2))
+    adam = new_adam([{'params': [v]} for v in variables], options.lr_w, options.adam_beta2)
 
     def placed(parted):
         ws = statistics.unwhiten(latent + layers if parted else latent.expand(-1, num_ws, -1))
@@ -228,21 +221,22 @@ class Locality:
         cameras = trajectories.turned(generator.camera, yaw, math.pi / 2 + rise, trajectories.ORIGIN)
         order = torch.randperm(num, generator=random)
         self._labels = cameras[order].to(labels.device)
-        self._targets = []
+        targets = []
         for label in self._labels.split(1):
             with torch.no_grad():
                 image = render(label).image
             directions = torch.nn.functional.normalize(torch.cat([label, labels])[:, [3, 7, 11]])
             nearest = (directions[1:] @ directions[0]).amax().item()
-            self._targets.append(Target(image, label, '', '', weight=(1 - nearest) / 2))
-        self._features, self._options = features, dataclasses.replace(options, weight_mask=0.0)
+            targets.append(Target(image, label, '', '', weight=(1 - nearest) / 2))
+        options = dataclasses.replace(options, weight_mask=0.0)
+        self._losses = [ViewsLoss([target], features, options) for target in targets]
 
     def camera(self, step):
         """Label [1, 25] of the camera of a step."""
         return self._labels[step % len(self._labels)][None]
 
     def __call__(self, out, step):
-        return ViewsLoss([self._targets[step % len(self._targets)]], self._features, self._options)(out)
+        return self._losses[step % len(self._losses)](out)
 
 
 def _row(out, start, stop):
@@ -258,9 +252,9 @@ def tune_generator(generator, render, loss_of, options, run, labels=None, locali
     """
     named = {name: p for name, p in generator.named_parameters() if not name.startswith(UNUSED)}
     base = copied(named.values(), None)
-    size = sum(b.square().sum() for b in base)
+    size = sum(b.square().sum() for b in base).item()
     generator.requires_grad_(True)
-    adam = torch.optim.Adam(named.values(), lr=options.lr_g, betas=(0.9, options.adam_beta2))
+    adam = new_adam(named.values(), options.lr_g, options.adam_beta2)
     num = None if labels is None else len(labels)
 
     def evaluate(step):
@@ -272,10 +266,14 @@ def tune_generator(generator, render, loss_of, options, run, labels=None, locali
         objective = loss = loss_of(views)
         if locality is not None:
             objective = objective + options.weight_locality * locality(_row(out, num, None), step)
-        if options.weight_drift > 0:
-            drift = sum((p - b).square().sum() for p, b in zip(named.values(), base)) / size
-            objective = objective + options.weight_drift * drift
-        return Look(objective, loss, views.image[:1], loss_of.close(views, options.enough_psnr))
+        return Look(objective, loss, views.image[:1], loss_of.close(views, options.enough_psnr), pull)
+
+    @torch.no_grad()
+    def pull():
+        """Gradient of weight_drift * sum of (p - b)^2 / size; of parameters that no picture depends on it is 0."""
+        for p, b in zip(named.values(), base, strict=True) if options.weight_drift > 0 else ():
+            if p.grad is not None:
+                p.grad.add_(p - b, alpha=2 * options.weight_drift / size)
 
     try:
         losses = optimise(StageOptions('generator', options.steps_g, options.keep, options.patience), list(named.values()), adam,

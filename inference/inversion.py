@@ -11,7 +11,7 @@ import math
 import torch
 
 import camera_utils
-from inference import trajectories
+from inference import noise_buffers, trajectories
 from inference.camera_fit import CAMERA_SCALES, moved_cameras
 from inference.heads import apply_deltas
 from inference.inversion_options import freed_options, recipe_options
@@ -36,7 +36,8 @@ class Inversion:
 
     The pivot ws [1, num_ws, w_dim]; the views with their targets and camera labels [V, 25] as they ended, the first one the
     reference; how they are rendered; the pictures [V, 3, R, R] of the generator before and after stage 2; the loss of every
-    step of both stages; `deltas`: float16 changes of the generator's parameters by name, empty without stage 2.
+    step of both stages; `deltas`: float16 changes of the generator's parameters by name, none without stage 2, and of the noise
+    images that stage 1 moved.
     """
     ws: torch.Tensor
     targets: tuple
@@ -138,23 +139,27 @@ def psnr(image, target):
 # ---------------------------------------------------------------------------------------------------------------------
 # Stage 1.
 
-def optimize_layers(render, loss_of, statistics, num_ws, options, run):
-    """(ws [1, num_ws, w_dim], losses): stage 1 as published, every layer free. `render`: ws -> GeneratorOutput."""
+def optimize_layers(render, loss_of, statistics, num_ws, options, run, noise=()):
+    """(ws [1, num_ws, w_dim], losses): stage 1 as published, every layer free. `render`: ws -> GeneratorOutput; `noise`: leaves,
+    noise images of the generator that are moved too."""
     ws = statistics.mean.repeat(1, num_ws, 1).requires_grad_(True)
-    adam = new_adam([ws], options.lr_w, options.adam_beta2)
+    variables = [ws, *noise]
+    adam = new_adam(variables, options.lr_w, options.adam_beta2)
     random = torch.Generator().manual_seed(options.seed)                       # of the CPU: the same noise on every device
 
     def evaluate(step):
         t = step / options.steps_w
         for group in adam.param_groups:
             group['lr'] = learning_rate(t, options)
-        noise = torch.randn(ws.shape, generator=random).to(ws.device) * (statistics.std * noise_factor(t, options))
-        out = render(ws + noise)
+        strayed = torch.randn(ws.shape, generator=random).to(ws.device) * (statistics.std * noise_factor(t, options))
+        out = render(ws + strayed)
         loss = loss_of(out) + options.weight_prior * (ws - statistics.mean).square().mean()
+        if noise:
+            loss = loss + noise_buffers.WEIGHT * noise_buffers.noise_penalty(noise)
         return Look(loss, loss, out.image[:1])
 
     stage = StageOptions('latents', options.steps_w, patience=options.patience, last_look=False)
-    losses = optimise(stage, [ws], adam, evaluate, run, random)
+    losses = optimise(stage, variables, adam, evaluate, run, random, lambda: noise_buffers.standardise(noise))
     return ws.detach(), losses
 
 
@@ -309,11 +314,13 @@ def generated_back(generator, target, label, statistics, features, options, run)
         return {'image': render(ws, back).image.clamp(-1, 1), 'label': back}
 
 
-def _stage(run, name, num_steps, compute):
-    """What compute() gives, a dict, unless an earlier run has finished that stage."""
+def _stage(run, name, num_steps, compute, repeat=None):
+    """What compute() gives, a dict, unless an earlier run has finished that stage: then `repeat` makes its changes again."""
     result = run.journal.finished(name)
     if result is not None:
         run.begin(name, num_steps)
+        if repeat is not None:
+            repeat(result)
         return result
     return run.journal.finish(name, compute())
 
@@ -352,9 +359,11 @@ def invert(generator, targets, features, options, observe=None, progress=False, 
             if options.space == 'whitened':
                 return dict(zip(('ws', 'labels', 'losses'), optimize_whitened(
                     render, loss_of, statistics, generator.num_ws, labels, movable, options, run)))
-            ws, losses = optimize_layers(lambda ws: render(ws, labels), loss_of, statistics, generator.num_ws, options, run)
-            return {'ws': ws, 'labels': labels, 'losses': losses}
-        found = _stage(run, 'latents', options.steps_w, find_latents)
+            with noise_buffers.freed(generator, options.seed, options.optimize_noise) as noise:
+                ws, losses = optimize_layers(lambda ws: render(ws, labels), loss_of, statistics, generator.num_ws, options, run,
+                                             noise.images)
+            return {'ws': ws, 'labels': labels, 'losses': losses, 'noise': noise.deltas}
+        found = _stage(run, 'latents', options.steps_w, find_latents, lambda done: apply_deltas(generator, done.get('noise', {})))
         ws, labels = found['ws'].to(device), found['labels'].to(device)
         with torch.no_grad():
             pre = post = render(ws, labels).image
@@ -366,18 +375,14 @@ def invert(generator, targets, features, options, observe=None, progress=False, 
                 post = render(ws, labels).image
     if run.bar is not None:
         run.bar.close()
-    return Inversion(ws, tuple(targets), labels, rendering, pre, post, found['losses'], tuned['losses'], tuned['deltas'])
+    deltas = {**found.get('noise', {}), **tuned['deltas']}
+    return Inversion(ws, tuple(targets), labels, rendering, pre, post, found['losses'], tuned['losses'], deltas)
 
 
 def _tuned(generator, render, loss_of, features, labels, options, run):
     """Losses and deltas of stage 2, by this run or an earlier one; the generator is changed either way."""
-    done = run.journal.finished('generator') is not None
-
     def tune():
         locality = Locality(render, generator, labels, features, options) if options.weight_locality > 0 else None
         losses, deltas = tune_generator(generator, render, loss_of, options, run, labels, locality)
         return {'losses': losses, 'deltas': deltas}
-    result = _stage(run, 'generator', options.steps_g, tune)
-    if done:
-        apply_deltas(generator, result['deltas'])
-    return result
+    return _stage(run, 'generator', options.steps_g, tune, lambda done: apply_deltas(generator, done['deltas']))

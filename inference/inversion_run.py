@@ -188,12 +188,12 @@ def new_adam(groups, lr, beta2):
     return torch.optim.Adam(groups, lr=lr, betas=(0.9, beta2), fused=_steps_in_one(device.type))
 
 
-def optimise(stage, variables, adam, evaluate, run, random=None):
+def optimise(stage, variables, adam, evaluate, run, random=None, settle=None):
     """Losses of the steps of one stage, which moves `variables`, leaf tensors, in place.
 
     `evaluate(step) -> Look` builds the graph; it may set the optimizer's rates. Besides the variables one copy of them is
     held, the best so far. `random`: the torch.Generator that evaluate draws from; an interrupted stage goes on with its
-    state, so that the result is the same.
+    state, so that the result is the same. `settle()` is called after every step.
     """
     losses, best_loss, best, first = [], math.inf, None, 0
     state = run.journal.running(stage.name)
@@ -225,6 +225,8 @@ def optimise(stage, variables, adam, evaluate, run, random=None):
         if look.pull is not None:
             look.pull()
         adam.step()
+        if settle is not None:
+            settle()
     else:
         if stage.last_look:
             with torch.no_grad():

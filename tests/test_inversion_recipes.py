@@ -20,7 +20,7 @@ from inference.perceptual import StructuralFeatures
 from inference.session import Session
 from training.generators.base import GeneratorOutput
 from training.snapshot import load_network
-from inversion_cases import LABEL, network, own_target, write_files
+from inversion_cases import LABEL, Interruption, network, own_target, write_files
 
 QUICK = dict(steps_w=10, steps_g=6, num_statistics=100, patience=0, enough_psnr=0.0)
 
@@ -135,19 +135,6 @@ def test_a_stage_ends_where_nothing_is_gained():
 def test_the_best_state_is_kept(values, kept):
     assert run_stage(values, keep='best') == (values, kept)
     assert run_stage(values, keep='last') == (values, 3)
-
-
-class Interruption(Journal):
-    """A journal that is interrupted when it is offered something for the nth time."""
-
-    def __init__(self, path, digest, after):
-        super().__init__(path, digest)
-        self.after = after
-
-    def offer(self, stage, make_state):
-        self.after -= 1
-        self._stop = self.after < 0
-        super().offer(stage, make_state)
 
 
 @pytest.mark.parametrize('recipe, after', [('panohead', 4), ('omni', 3), ('omni', 12), ('pso', 5), ('pso', 15), ('pso', 23)])

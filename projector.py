@@ -87,7 +87,8 @@ def main(network, outdir, device, **opts):
     """Find the heads in photographs, and tune the network until it shows them."""
     outdir = writable_folder(outdir)
     device = misc.resolve_device(device)
-    options = recipe_options(opts['recipe'], **{name: opts[name] for name in ('steps_w', 'steps_g', 'refine_camera', 'keep', 'seed')})
+    options = recipe_options(opts['recipe'], **{name: opts[name] for name in ('steps_w', 'steps_g', 'refine_camera', 'optimize_noise',
+                                                                              'keep', 'seed')})
     resolution = load_network(network).img_resolution
     features = load_features(opts['perceptual'], device)
     heads, errors = read_pictures(opts, resolution, options)

@@ -2,7 +2,6 @@
 
     python benchmarks/inversion.py --network demo --num 20 --out inversion.jsonl          # measure; goes on where it stopped
     python benchmarks/inversion.py --out inversion.jsonl --table                          # the table for docs/benchmarks.md
-    python benchmarks/inversion.py --network demo --speed                                 # seconds a step of every recipe
 
 A head of a seed is rendered from a camera within 30 degrees of the front: the picture to invert. From cameras turned by 60
 and 180 degrees it is rendered too: what an inversion should show there. 'omni from 15 degrees off' is told a camera
@@ -53,11 +52,11 @@ def true_views(session, seed):
     return labels, {turn: (image * 127.5 + 127.5).round().clamp(0, 255) / 127.5 - 1 for turn, image in images.items()}
 
 
-def opened(network, device):
+def opened(network, device, precision='auto'):
     """Session in the precision that projector.py computes in; the plain path, without compiled operators, in float32."""
     generator = load_network(network, device=device)
     plain = os.environ.get('OMNIHEAD_NATIVE') == '0'
-    set_inversion_precision(generator, 'float32' if plain else 'auto', device)
+    set_inversion_precision(generator, 'float32' if plain else precision, device)
     if not plain:
         reuse_freed_memory()
     return Session(generator, device)
@@ -97,23 +96,6 @@ def table(records):
     return lines
 
 
-def step_seconds(network, device, features, recipe, repeats):
-    """(stage 1, stage 2): median processor seconds of a step."""
-    session = opened(network, device)
-    labels, images = true_views(session, 0)
-    found = []
-    clock = []
-
-    def observe(stage, step, image):
-        clock.append((stage, time.process_time()))
-    options = recipe_options(recipe, steps_w=repeats, steps_g=repeats, num_statistics=100, candidates=1, enough_psnr=0.0)
-    invert(session.generator, Target(images[0], labels[0], '0', 'own'), features, options, observe)
-    for stage in ('latents', 'generator'):
-        times = [at for name, at in clock if name == stage]
-        found.append(float(np.median(np.diff(times))))
-    return found
-
-
 @click.command()
 @click.option('--network', default='demo', show_default=True)
 @click.option('--device', default='cpu', show_default=True)
@@ -123,17 +105,11 @@ def step_seconds(network, device, features, recipe, repeats):
 @click.option('--steps', default=None, help="'w,g' steps of both stages for all recipes.  [default: each recipe's own]")
 @click.option('--out', type=click.Path(path_type=Path), default=Path('inversion.jsonl'), show_default=True)
 @click.option('--table', 'only_table', is_flag=True, help='Print the table of --out.')
-@click.option('--speed', is_flag=True, help='Print the seconds of a step; run again with OMNIHEAD_NATIVE=0 for the plain path.')
-@click.option('--repeats', default=20, show_default=True, help='Steps that --speed takes.')
 @user_errors
-def main(network, device, perceptual, num, first, steps, out, only_table, speed, repeats):
+def main(network, device, perceptual, num, first, steps, out, only_table):
     """Measure inversions against the truth."""
     device = resolve_device(device)
     features = load_features(perceptual, device)
-    if speed:
-        for recipe in ('panohead', 'pso', 'omni'):
-            print(f'| {recipe} | {" | ".join(f"{s:.4f}" for s in step_seconds(network, device, features, recipe, repeats))} |')
-        return
     records = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
     done = {(r['seed'], r['case']) for r in records}
     chosen = {} if steps is None else dict(zip(('steps_w', 'steps_g'), map(int, steps.split(','))))

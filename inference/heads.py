@@ -14,6 +14,7 @@ import torch
 from dnnlib import UserError
 from dnnlib.util import written_whole
 from inference import latents
+from inference.noise_buffers import noise_buffers
 from torch_utils.misc import weights_digest
 
 SUFFIX = '.safetensors'
@@ -24,7 +25,7 @@ DELTA = 'delta.'            # before a parameter's name
 @dataclasses.dataclass(frozen=True)
 class Head:
     """One or several heads: `ws` [N, num_ws, w_dim]; of a head.safetensors also the cameras `labels` [V, 25] of its views,
-    `deltas`, float16 changes of parameters by name, and `record`: network, network_digest, ray_start, and settings."""
+    `deltas`, float16 changes of parameters and noise images by name, and `record`: network, network_digest, ray_start, and settings."""
     ws: torch.Tensor
     labels: torch.Tensor | None = None
     deltas: dict = dataclasses.field(default_factory=dict)
@@ -51,8 +52,11 @@ class Head:
 
 @torch.no_grad()
 def apply_deltas(generator, deltas):
-    """Add float16 `deltas` by name to the generator's parameters. Raises UserError if they are another network's."""
+    """Add float16 `deltas` by name to the generator's parameters and noise images. Raises UserError if they are another
+    network's."""
     parameters = dict(generator.named_parameters())
+    if not deltas.keys() <= parameters.keys():
+        parameters.update(noise_buffers(generator))
     for name, delta in deltas.items():
         if name not in parameters or parameters[name].shape != delta.shape:
             raise UserError(f'--latent: the head changes a parameter {name} {list(delta.shape)} that --network does not have; '

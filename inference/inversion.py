@@ -11,11 +11,11 @@ import math
 import torch
 
 import camera_utils
-from inference import trajectories
+from inference import noise_buffers, trajectories
 from inference.camera_fit import CAMERA_SCALES, moved_cameras
 from inference.heads import apply_deltas
 from inference.inversion_options import freed_options, recipe_options
-from inference.inversion_run import Look, Run, StageOptions, copied, optimise
+from inference.inversion_run import Look, Run, StageOptions, copied, new_adam, optimise
 from inference.latent_space import latent_statistics
 from inference.latents import conditioning
 from inference.perceptual import squared_distances
@@ -36,7 +36,8 @@ class Inversion:
 
     The pivot ws [1, num_ws, w_dim]; the views with their targets and camera labels [V, 25] as they ended, the first one the
     reference; how they are rendered; the pictures [V, 3, R, R] of the generator before and after stage 2; the loss of every
-    step of both stages; `deltas`: float16 changes of the generator's parameters by name, empty without stage 2.
+    step of both stages; `deltas`: float16 changes of the generator's parameters by name, none without stage 2, and of the noise
+    images that stage 1 moved.
     """
     ws: torch.Tensor
     targets: tuple
@@ -93,14 +94,7 @@ def inversion_rendering(generator, options):
 
 def render_views(generator, ws, labels, rendering):
     """GeneratorOutput of one head ws [1, num_ws, w_dim] from labels [V, 25]; its field and background are made once."""
-    field, num = generator.build_field(ws), len(labels)
-    if num == 1:
-        return generator.render(field, ws, labels, options=rendering)
-    if hasattr(field, 'expand'):
-        return generator.render(field.expand(num), ws.expand(num, -1, -1), labels, options=rendering, ws_bcg=ws)
-    views = [generator.render(field, ws, label, options=rendering) for label in labels.split(1)]
-    return GeneratorOutput(*(torch.cat([view[name] for view in views])
-                             for name in ('image', 'image_raw', 'image_depth', 'image_mask')))
+    return generator.render(generator.build_field(ws), ws.expand(len(labels), -1, -1), labels, options=rendering, ws_bcg=ws)
 
 
 class ViewsLoss:
@@ -145,23 +139,27 @@ def psnr(image, target):
 # ---------------------------------------------------------------------------------------------------------------------
 # Stage 1.
 
-def optimize_layers(render, loss_of, statistics, num_ws, options, run):
-    """(ws [1, num_ws, w_dim], losses): stage 1 as published, every layer free. `render`: ws -> GeneratorOutput."""
+def optimize_layers(render, loss_of, statistics, num_ws, options, run, noise=()):
+    """(ws [1, num_ws, w_dim], losses): stage 1 as published, every layer free. `render`: ws -> GeneratorOutput; `noise`: leaves,
+    noise images of the generator that are moved too."""
     ws = statistics.mean.repeat(1, num_ws, 1).requires_grad_(True)
-    adam = torch.optim.Adam([ws], lr=options.lr_w, betas=(0.9, options.adam_beta2))
+    variables = [ws, *noise]
+    adam = new_adam(variables, options.lr_w, options.adam_beta2)
     random = torch.Generator().manual_seed(options.seed)                       # of the CPU: the same noise on every device
 
     def evaluate(step):
         t = step / options.steps_w
         for group in adam.param_groups:
             group['lr'] = learning_rate(t, options)
-        noise = torch.randn(ws.shape, generator=random).to(ws.device) * (statistics.std * noise_factor(t, options))
-        out = render(ws + noise)
+        strayed = torch.randn(ws.shape, generator=random).to(ws.device) * (statistics.std * noise_factor(t, options))
+        out = render(ws + strayed)
         loss = loss_of(out) + options.weight_prior * (ws - statistics.mean).square().mean()
+        if noise:
+            loss = loss + noise_buffers.WEIGHT * noise_buffers.noise_penalty(noise)
         return Look(loss, loss, out.image[:1])
 
     stage = StageOptions('latents', options.steps_w, patience=options.patience, last_look=False)
-    losses = optimise(stage, [ws], adam, evaluate, run, random)
+    losses = optimise(stage, variables, adam, evaluate, run, random, lambda: noise_buffers.standardise(noise))
     return ws.detach(), losses
 
 
@@ -189,7 +187,7 @@ def optimize_whitened(render, loss_of, statistics, num_ws, labels, movable, opti
     units = moves.new_tensor(CAMERA_SCALES)
     variables = [latent, layers, moves] if options.refine_camera else [latent, layers]
     rates = (1.0, 0.25, options.lr_camera / options.lr_w)
-    adam = torch.optim.Adam([{'params': [v]} for v in variables], lr=options.lr_w, betas=(0.9, options.adam_beta2))
+    adam = new_adam([{'params': [v]} for v in variables], options.lr_w, options.adam_beta2)
 
     def placed(parted):
         ws = statistics.unwhiten(latent + layers if parted else latent.expand(-1, num_ws, -1))
@@ -228,21 +226,22 @@ class Locality:
         cameras = trajectories.turned(generator.camera, yaw, math.pi / 2 + rise, trajectories.ORIGIN)
         order = torch.randperm(num, generator=random)
         self._labels = cameras[order].to(labels.device)
-        self._targets = []
+        targets = []
         for label in self._labels.split(1):
             with torch.no_grad():
                 image = render(label).image
             directions = torch.nn.functional.normalize(torch.cat([label, labels])[:, [3, 7, 11]])
             nearest = (directions[1:] @ directions[0]).amax().item()
-            self._targets.append(Target(image, label, '', '', weight=(1 - nearest) / 2))
-        self._features, self._options = features, dataclasses.replace(options, weight_mask=0.0)
+            targets.append(Target(image, label, '', '', weight=(1 - nearest) / 2))
+        options = dataclasses.replace(options, weight_mask=0.0)
+        self._losses = [ViewsLoss([target], features, options) for target in targets]
 
     def camera(self, step):
         """Label [1, 25] of the camera of a step."""
         return self._labels[step % len(self._labels)][None]
 
     def __call__(self, out, step):
-        return ViewsLoss([self._targets[step % len(self._targets)]], self._features, self._options)(out)
+        return self._losses[step % len(self._losses)](out)
 
 
 def _row(out, start, stop):
@@ -258,9 +257,9 @@ def tune_generator(generator, render, loss_of, options, run, labels=None, locali
     """
     named = {name: p for name, p in generator.named_parameters() if not name.startswith(UNUSED)}
     base = copied(named.values(), None)
-    size = sum(b.square().sum() for b in base)
+    size = sum(b.square().sum() for b in base).item()
     generator.requires_grad_(True)
-    adam = torch.optim.Adam(named.values(), lr=options.lr_g, betas=(0.9, options.adam_beta2))
+    adam = new_adam(named.values(), options.lr_g, options.adam_beta2)
     num = None if labels is None else len(labels)
 
     def evaluate(step):
@@ -272,10 +271,14 @@ def tune_generator(generator, render, loss_of, options, run, labels=None, locali
         objective = loss = loss_of(views)
         if locality is not None:
             objective = objective + options.weight_locality * locality(_row(out, num, None), step)
-        if options.weight_drift > 0:
-            drift = sum((p - b).square().sum() for p, b in zip(named.values(), base)) / size
-            objective = objective + options.weight_drift * drift
-        return Look(objective, loss, views.image[:1], loss_of.close(views, options.enough_psnr))
+        return Look(objective, loss, views.image[:1], loss_of.close(views, options.enough_psnr), pull)
+
+    @torch.no_grad()
+    def pull():
+        """Gradient of weight_drift * sum of (p - b)^2 / size; of parameters that no picture depends on it is 0."""
+        for p, b in zip(named.values(), base, strict=True) if options.weight_drift > 0 else ():
+            if p.grad is not None:
+                p.grad.add_(p - b, alpha=2 * options.weight_drift / size)
 
     try:
         losses = optimise(StageOptions('generator', options.steps_g, options.keep, options.patience), list(named.values()), adam,
@@ -311,11 +314,13 @@ def generated_back(generator, target, label, statistics, features, options, run)
         return {'image': render(ws, back).image.clamp(-1, 1), 'label': back}
 
 
-def _stage(run, name, num_steps, compute):
-    """What compute() gives, a dict, unless an earlier run has finished that stage."""
+def _stage(run, name, num_steps, compute, repeat=None):
+    """What compute() gives, a dict, unless an earlier run has finished that stage: then `repeat` makes its changes again."""
     result = run.journal.finished(name)
     if result is not None:
         run.begin(name, num_steps)
+        if repeat is not None:
+            repeat(result)
         return result
     return run.journal.finish(name, compute())
 
@@ -354,9 +359,11 @@ def invert(generator, targets, features, options, observe=None, progress=False, 
             if options.space == 'whitened':
                 return dict(zip(('ws', 'labels', 'losses'), optimize_whitened(
                     render, loss_of, statistics, generator.num_ws, labels, movable, options, run)))
-            ws, losses = optimize_layers(lambda ws: render(ws, labels), loss_of, statistics, generator.num_ws, options, run)
-            return {'ws': ws, 'labels': labels, 'losses': losses}
-        found = _stage(run, 'latents', options.steps_w, find_latents)
+            with noise_buffers.freed(generator, options.seed, options.optimize_noise) as noise:
+                ws, losses = optimize_layers(lambda ws: render(ws, labels), loss_of, statistics, generator.num_ws, options, run,
+                                             noise.images)
+            return {'ws': ws, 'labels': labels, 'losses': losses, 'noise': noise.deltas}
+        found = _stage(run, 'latents', options.steps_w, find_latents, lambda done: apply_deltas(generator, done.get('noise', {})))
         ws, labels = found['ws'].to(device), found['labels'].to(device)
         with torch.no_grad():
             pre = post = render(ws, labels).image
@@ -368,18 +375,14 @@ def invert(generator, targets, features, options, observe=None, progress=False, 
                 post = render(ws, labels).image
     if run.bar is not None:
         run.bar.close()
-    return Inversion(ws, tuple(targets), labels, rendering, pre, post, found['losses'], tuned['losses'], tuned['deltas'])
+    deltas = {**found.get('noise', {}), **tuned['deltas']}
+    return Inversion(ws, tuple(targets), labels, rendering, pre, post, found['losses'], tuned['losses'], deltas)
 
 
 def _tuned(generator, render, loss_of, features, labels, options, run):
     """Losses and deltas of stage 2, by this run or an earlier one; the generator is changed either way."""
-    done = run.journal.finished('generator') is not None
-
     def tune():
         locality = Locality(render, generator, labels, features, options) if options.weight_locality > 0 else None
         losses, deltas = tune_generator(generator, render, loss_of, options, run, labels, locality)
         return {'losses': losses, 'deltas': deltas}
-    result = _stage(run, 'generator', options.steps_g, tune)
-    if done:
-        apply_deltas(generator, result['deltas'])
-    return result
+    return _stage(run, 'generator', options.steps_g, tune, lambda done: apply_deltas(generator, done['deltas']))

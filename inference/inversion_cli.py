@@ -71,6 +71,7 @@ def recipe_options():
         click.option('--num-steps-pti', '--num_steps_pti', 'steps_g', type=STEPS['g'], default=None,
                      help='Steps tuning the generator; 0 leaves it as it is.  [default: the recipe\'s]'),
         click.option('--refine-camera', type=bool, default=None, help='Find the cameras too.  [default: with omni]'),
+        click.option('--optimize-noise', is_flag=True, default=None, help="With panohead and pso: find the layers' noise too."),
         click.option('--keep', type=click.Choice(['best', 'last']), default=None,
                      help='Tuned weights that are written: of least loss, or the last, as published.  [default: best]'),
         click.option('--perceptual', metavar='PATH|URL|auto', default='auto', show_default=True,

@@ -35,6 +35,7 @@ class InversionOptions:
     near_plane: float = 2.35           # rays of the head networks start here: no floaters close to the camera
     keep: str = 'best'                 # which weights stage 2 ends with: those of least loss, or the 'last' (published)
     seed: int = 666
+    optimize_noise: bool = False       # the layers' noise images are found with the latents (published, there off too)
     # What only some recipes use.
     adam_beta2: float = 0.999
     space: str = 'layers'              # stage 1 moves: 'layers', a latent a layer; 'whitened', one latent, then the layers
@@ -61,6 +62,8 @@ class InversionOptions:
         if self.steps_w < 1 or self.steps_g < 0 or self.num_statistics < 2:
             raise UserError(f'--num-steps {self.steps_w}, --num-steps-pti {self.steps_g}: stage 1 takes at least 1 step, stage 2 '
                             f'none or more, the statistics at least 2 latents, got {self.num_statistics}')
+        if self.optimize_noise and self.space != 'layers':
+            raise UserError('--optimize-noise: goes with --recipe panohead and pso, whose first stage is the published one')
         for flag, value, choices in (('--keep', self.keep, ('best', 'last')), ('space', self.space, SPACES),
                                      ('statistics_views', self.statistics_views, STATISTICS_VIEWS), ('--back', self.back, BACKS)):
             if value not in choices:

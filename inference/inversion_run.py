@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 import pickle
@@ -147,11 +148,12 @@ class Run:
 @dataclasses.dataclass(frozen=True)
 class Look:
     """One evaluation: the `objective` that is minimised, the `score` by which states are compared (both scalars), the first
-    view's picture, and whether that is `enough`."""
+    view's picture, and whether that is `enough`. `pull()` adds the gradient of what the objective leaves out."""
     objective: torch.Tensor
     score: torch.Tensor
     image: torch.Tensor
     enough: bool = False
+    pull: Optional[Callable] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +167,33 @@ class StageOptions:
     last_look: bool = True
 
 
-def optimise(stage, variables, adam, evaluate, run, random=None):
+@functools.lru_cache(maxsize=None)
+def _steps_in_one(kind):
+    """Whether PyTorch has an Adam for this kind of device that takes its step in one operation."""
+    variable = torch.zeros(1, device=kind, requires_grad=True)
+    variable.grad = torch.ones_like(variable)
+    try:
+        torch.optim.Adam([variable], fused=True).step()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def new_adam(groups, lr, beta2):
+    """Adam over tensors, or dicts of them as torch.optim takes them, that lie on one device; the step is one operation where
+    PyTorch can."""
+    groups = list(groups)
+    first = groups[0]['params'] if isinstance(groups[0], dict) else groups[0]
+    device = (first if isinstance(first, torch.Tensor) else first[0]).device
+    return torch.optim.Adam(groups, lr=lr, betas=(0.9, beta2), fused=_steps_in_one(device.type))
+
+
+def optimise(stage, variables, adam, evaluate, run, random=None, settle=None):
     """Losses of the steps of one stage, which moves `variables`, leaf tensors, in place.
 
     `evaluate(step) -> Look` builds the graph; it may set the optimizer's rates. Besides the variables one copy of them is
     held, the best so far. `random`: the torch.Generator that evaluate draws from; an interrupted stage goes on with its
-    state, so that the result is the same.
+    state, so that the result is the same. `settle()` is called after every step.
     """
     losses, best_loss, best, first = [], math.inf, None, 0
     state = run.journal.running(stage.name)
@@ -199,7 +222,11 @@ def optimise(stage, variables, adam, evaluate, run, random=None):
             break
         adam.zero_grad(set_to_none=True)
         look.objective.backward()
+        if look.pull is not None:
+            look.pull()
         adam.step()
+        if settle is not None:
+            settle()
     else:
         if stage.last_look:
             with torch.no_grad():

@@ -9,6 +9,7 @@ Two sets of features, behind one interface (`encode`, `description`):
   file and sees structure at all scales, but knows nothing of what pictures show.
 """
 
+import functools
 import io
 
 import torch
@@ -31,13 +32,58 @@ def _reduced(images):
     return F.interpolate(images, size=(LARGEST_INPUT, LARGEST_INPUT), mode='area')
 
 
-def _blur(x):
-    """x [N, C, H, W] through the 5x5 binomial filter, borders repeated."""
-    taps = torch.tensor(BINOMIAL, device=x.device, dtype=x.dtype)
-    taps = (taps / taps.sum()).repeat(x.shape[1], 1, 1, 1)                     # [C, 1, 1, 5]
-    x = F.pad(x, [2, 2, 2, 2], mode='replicate')
-    x = F.conv2d(x, taps, groups=x.shape[1])
-    return F.conv2d(x, taps.transpose(2, 3), groups=x.shape[1])
+@functools.lru_cache(maxsize=32)
+def _matrices(size, device, dtype):
+    """What the pyramid does to a line of `size` pixels, as matrices: the blur [size, size], the blur of every other pixel
+    [size/2, size], and doubling by linear interpolation [2*size, size]."""
+    taps = torch.tensor(BINOMIAL, dtype=torch.double)
+    rows, columns = torch.arange(size)[:, None], torch.arange(len(BINOMIAL)) - len(BINOMIAL) // 2
+    blur = torch.zeros(size, size, dtype=torch.double)
+    blur.scatter_add_(1, (rows + columns).clamp(0, size - 1), (taps / taps.sum()).expand(size, -1))   # borders repeated
+    double = F.interpolate(torch.eye(size, dtype=torch.double)[None], scale_factor=2, mode='linear', align_corners=False)[0].T
+    return tuple(matrix.to(device, dtype).contiguous() for matrix in (blur, blur[::2], double))
+
+
+def _both_ways(matrix, x):
+    """The lines and then the columns of x [N, C, H, H] through a matrix."""
+    return matrix @ (x @ matrix.T)
+
+
+class _Products:
+    """The pyramid's steps as products with small matrices: on processors a third of the convolutions' time at 64 pixels, half
+    of it at 256, gradients included. GPUs would round such products to TF32 where that is allowed."""
+
+    @staticmethod
+    def blur(x):
+        return _both_ways(_matrices(x.shape[-1], x.device, x.dtype)[0], x)
+
+    @staticmethod
+    def halve(x):
+        return _both_ways(_matrices(x.shape[-1], x.device, x.dtype)[1], x)
+
+    @staticmethod
+    def double(x):
+        return _both_ways(_matrices(x.shape[-1], x.device, x.dtype)[2], x)
+
+
+class _Convolutions:
+    """The pyramid's steps as they are defined."""
+
+    @staticmethod
+    def blur(x):
+        taps = torch.tensor(BINOMIAL, device=x.device, dtype=x.dtype)
+        taps = (taps / taps.sum()).repeat(x.shape[1], 1, 1, 1)                     # [C, 1, 1, 5]
+        x = F.pad(x, [2, 2, 2, 2], mode='replicate')
+        x = F.conv2d(x, taps, groups=x.shape[1])
+        return F.conv2d(x, taps.transpose(2, 3), groups=x.shape[1])
+
+    @staticmethod
+    def halve(x):
+        return _Convolutions.blur(x)[:, :, ::2, ::2]
+
+    @staticmethod
+    def double(x):
+        return F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
 
 
 class StructuralFeatures:
@@ -49,11 +95,12 @@ class StructuralFeatures:
     def encode(self, images):
         """Features [N, F] of images [N, 3, H, W] in [-1, 1], H = W a power of two."""
         x = (_reduced(images) + 1) / 2
+        steps = _Products if x.device.type == 'cpu' else _Convolutions
         features = []
         while x.shape[-1] > SMALLEST_BAND:
-            coarse = _blur(x)[:, :, ::2, ::2]
-            band = x - F.interpolate(coarse, scale_factor=2, mode='bilinear', align_corners=False)
-            features.append(band / (BAND_FLOOR + _blur(band.abs())))
+            coarse = steps.halve(x)
+            band = x - steps.double(coarse)
+            features.append(band / (BAND_FLOOR + steps.blur(band.abs())))
             x = coarse
         features.append(x)
         return torch.cat([f.flatten(1) / f[0].numel() ** 0.5 for f in features], dim=1)

@@ -9,6 +9,7 @@ from PIL import Image
 
 import camera_utils
 from inference.inversion_options import InversionOptions
+from inference.inversion_run import Journal
 from inference.targets import Target
 from training.generators.eg3d import EG3DGenerator
 from training.generators.panohead import PanoHeadGenerator
@@ -47,6 +48,19 @@ def own_target(generator, seed=5, label=LABEL):
         image = generator.synthesis(generator.mapping(z, label[:, :generator.c_dim]), label).image
     image = (image * 127.5 + 127.5).round().clamp(0, 255) / 127.5 - 1
     return Target(image, label, 'own', 'own.png')
+
+
+class Interruption(Journal):
+    """A journal that is interrupted when it is offered something for the nth time."""
+
+    def __init__(self, path, digest, after):
+        super().__init__(path, digest)
+        self.after = after
+
+    def offer(self, stage, make_state):
+        self.after -= 1
+        self._stop = self.after < 0
+        super().offer(stage, make_state)
 
 
 class FakeVGG(torch.nn.Module):

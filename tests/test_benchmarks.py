@@ -67,6 +67,29 @@ def test_measures_time_by_unit_and_memory(benchmark):
     assert harness.memory_of_call(lambda: torch.ones(2 ** 24), cpu)['peak_mb'] > 60
 
 
+@pytest.mark.parametrize('stage', ['latents', 'generator'])
+def test_an_inversion_takes_the_steps_that_are_asked_for(benchmark, stage):
+    speed = benchmark('inversion_speed')
+    options = benchmark('harness').Options('cpu', 1, 'auto', {'network': 'demo', 'recipe': 'panohead'})
+    work = speed.build(False, options)
+    assert list(work) == ['panohead stage 1', 'panohead stage 2']
+    seen = []
+    paused = speed.start('panohead', stage, options, observe=lambda *told: seen.append(told[:2]))
+    assert paused.take(2) == 2 and seen[-2:] == [(stage, 0), (stage, 1)]
+    assert paused.take(1) == 1 and seen[-1] == (stage, 2)
+    paused.close()
+
+
+def test_an_inversion_that_fails_says_so(benchmark):
+    def fail(journal):
+        journal.offer('x', None)
+        raise ValueError('no picture')
+    paused = benchmark('inversion_speed').Pauses('x', fail)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='no picture'):
+            paused.take(1)
+
+
 def test_faces_behind_stand_where_the_backs_stood(benchmark):
     back = benchmark('metrics_back')
     yaws = torch.tensor([170.0, -100, 95, 20, -45, 80, -10, -170])

@@ -4,11 +4,12 @@ back."""
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import camera_utils
 from dnnlib import UserError
-from inference import inversion
+from inference import inversion, perceptual
 from inference.heads import load_head
 from inference.inversion import invert
 from inference.inversion_files import save_inversion
@@ -165,6 +166,36 @@ def test_structural_distance_orders_damage():
     assert 0 < distance(image + 0.05) < 0.01                                        # a little brighter: the same structure
     assert distance(blurred[0]) < distance(blurred[1]) < distance(shifted)
     assert distance(image.flip(2)) > 10 * distance(image + 0.05)
+
+
+def defined_features(image):
+    """The features by the definition: 5x5 binomial blurs with repeated borders, in double precision."""
+    taps = torch.tensor([1., 4, 6, 4, 1], dtype=torch.double) / 16
+    kernel = (taps[:, None] * taps).expand(3, 1, 5, 5)
+
+    def blur(x):
+        return F.conv2d(F.pad(x, [2, 2, 2, 2], mode='replicate'), kernel, groups=3)
+
+    x, features = (image.double() + 1) / 2, []
+    while x.shape[-1] > 8:
+        coarse = blur(x)[:, :, ::2, ::2]
+        band = x - F.interpolate(coarse, scale_factor=2, mode='bilinear', align_corners=False)
+        features.append(band / (0.17 + blur(band.abs())))
+        x = coarse
+    return torch.cat([f.flatten(1) / f[0].numel() ** 0.5 for f in [*features, x]], dim=1)
+
+
+@pytest.mark.parametrize('size', [8, 16, 64, 256])
+@pytest.mark.parametrize('steps', ['_Products', '_Convolutions'])
+def test_features_are_as_defined(size, steps, monkeypatch):
+    """Both ways to compute them, and their gradients."""
+    monkeypatch.setattr(perceptual, '_Products', getattr(perceptual, steps))      # what a processor takes
+    image = (torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1).requires_grad_(True)
+    features, expected = StructuralFeatures().encode(image), defined_features(image)
+    torch.testing.assert_close(features, expected.float(), atol=1e-6, rtol=1e-5)
+    direction = torch.randn_like(expected)
+    (gradient,), (right,) = (torch.autograd.grad((f * direction).sum(), image) for f in (features, expected))
+    assert (gradient - right).norm() < 1e-5 * right.norm()
 
 
 def test_pictures_beyond_256_pixels_are_reduced():

@@ -15,11 +15,12 @@ from inference.heads import Head, load_head, save_head
 from inference.inversion import invert, psnr
 from inference.inversion_files import inversion_digest
 from inference.inversion_options import freed_options, recipe_options
-from inference.inversion_run import Journal, Look, Run, StageOptions, optimise
+from inference.inversion_run import Journal, Look, Run, StageOptions, new_adam, optimise
 from inference.perceptual import StructuralFeatures
 from inference.session import Session
+from training.generators.base import GeneratorOutput
 from training.snapshot import load_network
-from inversion_cases import LABEL, network, own_target, write_files
+from inversion_cases import LABEL, Interruption, network, own_target, write_files
 
 QUICK = dict(steps_w=10, steps_g=6, num_statistics=100, patience=0, enough_psnr=0.0)
 
@@ -80,6 +81,47 @@ def run_stage(values, **options):
     return optimise(stage, [variable], sgd, evaluate, Run()), variable.item()
 
 
+def test_adam_in_one_operation_is_adam():
+    start = torch.randn(3, 4, 5, 5).to(memory_format=torch.channels_last)
+    ends = []
+    for make in (lambda v: new_adam(v, 0.1, 0.99), lambda v: torch.optim.Adam(v, lr=0.1, betas=(0.9, 0.99))):
+        variables = [start.clone().requires_grad_(True), torch.ones(7, requires_grad=True)]
+        adam = make(variables)
+        for _ in range(5):
+            adam.zero_grad()
+            sum((v - 0.3).square().sum() for v in variables).backward()
+            adam.step()
+        ends.append(torch.cat([v.detach().flatten() for v in variables]))
+    torch.testing.assert_close(*ends, atol=1e-6, rtol=1e-5)
+
+
+def drawn_weights(in_the_loss):
+    """Weights of a layer before and after four steps of stage 2 with weight_drift 5, which the loss has where tune_generator
+    does not."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 3)
+    before = torch.nn.utils.parameters_to_vector(layer.parameters()).detach().clone()
+
+    class Loss:
+        def __call__(self, out):
+            drift = (torch.nn.utils.parameters_to_vector(layer.parameters()) - before).square().sum() / before.square().sum()
+            return (out.image - 1).square().sum() + (5.0 * drift if in_the_loss else 0.0)
+
+        def close(self, out, decibels):
+            return False
+
+    options = recipe_options('omni', steps_g=4, lr_g=0.1, keep='last', weight_drift=0.0 if in_the_loss else 5.0)
+    inversion.tune_generator(layer, lambda _: GeneratorOutput(layer(torch.ones(1, 3))[None], None, None, None), Loss(), options, Run())
+    return before, torch.nn.utils.parameters_to_vector(layer.parameters()).detach()
+
+
+def test_weights_are_drawn_to_where_they_were():
+    """The steps are those of a loss with the squared change of the weights in it, relative to their squares."""
+    (before, inside), (_, outside) = drawn_weights(True), drawn_weights(False)
+    torch.testing.assert_close(outside, inside, atol=1e-5, rtol=1e-3)
+    assert (inside - before).norm() > 0.1
+
+
 def test_a_stage_ends_where_nothing_is_gained():
     values = [1.0, 0.5, 0.499, 0.498, 0.497, 0.1]
     assert run_stage(values) == (values, 5)
@@ -93,19 +135,6 @@ def test_a_stage_ends_where_nothing_is_gained():
 def test_the_best_state_is_kept(values, kept):
     assert run_stage(values, keep='best') == (values, kept)
     assert run_stage(values, keep='last') == (values, 3)
-
-
-class Interruption(Journal):
-    """A journal that is interrupted when it is offered something for the nth time."""
-
-    def __init__(self, path, digest, after):
-        super().__init__(path, digest)
-        self.after = after
-
-    def offer(self, stage, make_state):
-        self.after -= 1
-        self._stop = self.after < 0
-        super().offer(stage, make_state)
 
 
 @pytest.mark.parametrize('recipe, after', [('panohead', 4), ('omni', 3), ('omni', 12), ('pso', 5), ('pso', 15), ('pso', 23)])

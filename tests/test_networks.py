@@ -350,6 +350,11 @@ def test_field_of_one_among_several(generator, latents):
     torch.testing.assert_close(generator.render(field[1:], ws[1:], c[1:]).image, both[1:], rtol=1e-4, atol=1e-5)
     twice = generator.render(field[:1].expand(2), ws[:1].expand(2, -1, -1), c).image
     torch.testing.assert_close(twice[:1], both[:1], rtol=1e-4, atol=1e-5)
+    shared = generator.render(field[:1], ws[:1].expand(2, -1, -1), c, ws_bcg=ws[:1])       # the field of one, seen twice
+    alone = generator.render(field[:1], ws[:1], c[1:])
+    for name in alone.keys():     # noqa: SIM118, an output is no dict
+        torch.testing.assert_close(shared[name][1:], alone[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shared.image, twice, rtol=1e-4, atol=1e-5)
 
 
 def test_resolution_is_an_argument_and_nothing_is_left_behind(generator, latents):

@@ -10,7 +10,7 @@ from camera_utils import FOV_DEG, HEAD_PIVOT, HEAD_RADIUS, LABEL_DIM, split_labe
 from training.networks.layers import MappingNetwork
 from training.networks.stylegan2 import SynthesisNetwork
 from training.representations.base import Field, FieldSample
-from training.volumetric_rendering.rays import camera_rays
+from training.volumetric_rendering.rays import Rays, camera_rays
 from training.volumetric_rendering.renderer import RenderOptions, render_rays
 from torch_utils.ops.resize import resize
 
@@ -118,7 +118,7 @@ class Generator(nn.Module):
         return self.bcg_synthesis(ws[:, :num], noise_mode=noise_mode)
 
     def render(self, field, ws, c, resolution=None, options=None, ws_bcg=None, noise_mode='const', noise=None, background=None):
-        """Images of `field` seen from labels c [N, 25].
+        """Images of `field` seen from labels c [N, 25]; a field of one identity may be seen by several cameras.
 
         ws [N, num_ws, w_dim]: the field's latents, for super-resolution; resolution R of the rendered features, None
         for the network's own; options: RenderOptions, None for the network's own; ws_bcg: latents of the background,
@@ -128,10 +128,12 @@ class Generator(nn.Module):
         size = self.neural_rendering_resolution if resolution is None else resolution
         options = self.rendering if options is None else options
         rays = camera_rays(*split_label(c), size)
+        if field.num == 1 and len(c) > 1:      # all their rays are one batch: the field's gradient is made once
+            rays = Rays(rays.origins.reshape(1, -1, 3), rays.directions.reshape(1, -1, 3))
         features, depth, weights = render_rays(field, rays, options, noise)
 
         def as_image(values):                                                      # [N, R*R, C] -> [N, C, R, R]
-            return values.transpose(1, 2).reshape(values.shape[0], -1, size, size)
+            return values.reshape(len(c), size * size, -1).transpose(1, 2).reshape(len(c), -1, size, size)
 
         feature_image, depth_image = as_image(features), as_image(depth)
         weight_image = as_image(weights.sum(dim=-1, keepdim=True))

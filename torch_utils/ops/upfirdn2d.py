@@ -59,8 +59,8 @@ class _UpFirDn(torch.autograd.Function):
     def forward(ctx, x, f, up, down, padding):
         ctx.save_for_backward(f)
         ctx.args = x.shape, up, down, padding
-        # Without inserted zeros PyTorch's depthwise convolution is the faster one.
-        if up != (1, 1) and x.device.type == 'cpu' and x.dtype in NATIVE_TYPES and load_native():
+        # Without inserted zeros PyTorch's depthwise convolution is the faster one, unless the filter has the family's shape.
+        if (up != (1, 1) or f.shape == (4, 4)) and x.device.type == 'cpu' and x.dtype in NATIVE_TYPES and load_native():
             return torch.ops.omnihead.upfirdn2d(x, f, up, down, padding)
         if max(f.shape) <= cuda_images.MOST_TAPS and cuda_images.can_run(x):
             return torch.ops.omnihead.upfirdn2d(x, f, up, down, padding)

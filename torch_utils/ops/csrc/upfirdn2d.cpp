@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "images.h"
@@ -95,6 +96,80 @@ void filter_image(const at::Tensor& x, const at::Tensor& out, const at::Tensor& 
     });
 }
 
+// A filter of SEPARABLE x SEPARABLE taps that is the product of one along y and one along x, without inserted zeros. An image's
+// rows lie one after the other, so both passes run over whole rows, whatever the number of channels.
+constexpr int64_t SEPARABLE = 4;
+
+struct Taps { float y[SEPARABLE], x[SEPARABLE]; };
+
+// Whether f [4, 4] is such a product, which `taps` then are.
+bool factorise(const at::Tensor& f, Taps& taps) {
+    if (f.size(0) != SEPARABLE || f.size(1) != SEPARABLE) return false;
+    const float* p = f.const_data_ptr<float>();
+    float total = 0, most = 0;
+    taps = Taps{};
+    for (int i = 0; i < SEPARABLE; ++i)
+        for (int j = 0; j < SEPARABLE; ++j) {
+            const float t = p[i * SEPARABLE + j];
+            taps.y[i] += t, taps.x[j] += t, total += t, most = std::max(most, std::abs(t));
+        }
+    if (std::abs(total) < most) return false;
+    float error = 0;
+    for (int i = 0; i < SEPARABLE; ++i) taps.y[i] /= total;
+    for (int i = 0; i < SEPARABLE; ++i)
+        for (int j = 0; j < SEPARABLE; ++j) error = std::max(error, std::abs(taps.y[i] * taps.x[j] - p[i * SEPARABLE + j]));
+    return error <= 1e-6f * most;
+}
+
+template <typename T>
+struct SeparableRow {
+    const T* x;              // the image [height, width, channels]
+    T* out;                  // [width, channels]
+    float* columns;          // room for a row filtered along y, [pad + width + pad, channels]
+    Taps taps;
+    int64_t channels, oy;
+    Axis ax, ay;
+};
+
+template <typename T>
+inline __attribute__((always_inline)) void separable_body(const SeparableRow<T>& r) {
+    const int64_t channels = r.channels, numbers = r.ax.size * channels;
+    const T* row[SEPARABLE];
+    float tap[SEPARABLE];
+    for (int64_t k = 0; k < SEPARABLE; ++k) {
+        const int64_t iy = r.oy * r.ay.down - r.ay.pad + k;
+        const bool inside = iy >= 0 && iy < r.ay.size;
+        row[k] = r.x + (inside ? iy : 0) * numbers;
+        tap[k] = inside ? r.taps.y[k] : 0;
+    }
+    float* columns = r.columns + r.ax.pad * channels;
+    for (int64_t i = 0; i < numbers; ++i)
+        columns[i] = (tap[0] * widen(row[0][i]) + tap[1] * widen(row[1][i])) + (tap[2] * widen(row[2][i]) + tap[3] * widen(row[3][i]));
+    const float t0 = r.taps.x[0], t1 = r.taps.x[1], t2 = r.taps.x[2], t3 = r.taps.x[3];
+    // Neighbours in the result are so far apart in the row, and as many at a time are neighbours there too.
+    const int64_t run = r.ax.down == 1 ? r.ax.out * channels : channels;
+    for (int64_t first = 0; first * run < r.ax.out * channels; ++first) {
+        const float *p0 = r.columns + first * r.ax.down * channels, *p1 = p0 + channels, *p2 = p1 + channels, *p3 = p2 + channels;
+        T* q = r.out + first * run;
+        for (int64_t i = 0; i < run; ++i) narrow((t0 * p0[i] + t1 * p1[i]) + (t2 * p2[i] + t3 * p3[i]), q[i]);
+    }
+}
+OMNI_CLONES void separable_row(const SeparableRow<float>& r) { separable_body(r); }
+OMNI_CLONES void separable_row(const SeparableRow<uint16_t>& r) { separable_body(r); }
+
+template <typename T>
+void filter_separably(const at::Tensor& x, const at::Tensor& out, const Taps& taps, const Axis& ax, const Axis& ay) {
+    const int64_t n = x.size(0), channels = x.size(1);
+    const T* source = static_cast<const T*>(x.const_data_ptr());
+    T* target = static_cast<T*>(out.mutable_data_ptr());
+    at::parallel_for(0, n * ay.out, std::max<int64_t>(1, 32768 / (ax.out * channels + 1)), [&](int64_t begin, int64_t end) {
+        std::vector<float> columns(((ax.out - 1) * ax.down + SEPARABLE) * channels + ax.size * channels);
+        for (int64_t line = begin; line < end; ++line)
+            separable_row(SeparableRow<T>{source + line / ay.out * ax.size * ay.size * channels, target + line * ax.out * channels,
+                                          columns.data(), taps, channels, line % ay.out, ax, ay});
+    });
+}
+
 at::Tensor upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntArrayRef up, at::IntArrayRef down, at::IntArrayRef padding) {
     TORCH_CHECK(input.dim() == 4 && filter.dim() == 2, "upfirdn2d takes [N, C, H, W] and [K, K]");
     TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "upfirdn2d takes float32 or bfloat16");
@@ -106,6 +181,12 @@ at::Tensor upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntA
     ay.out = (ay.size * ay.up + padding[2] + padding[3] - kh) / ay.down + 1;
     TORCH_CHECK(ax.out > 0 && ay.out > 0, "upfirdn2d: the filter is larger than the padded image");
     at::Tensor out = at::empty({n, channels, ay.out, ax.out}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    Taps taps;
+    if (ax.up == 1 && ay.up == 1 && ax.pad >= 0 && factorise(f, taps)) {
+        if (x.scalar_type() == at::kBFloat16) filter_separably<uint16_t>(x, out, taps, ax, ay);
+        else filter_separably<float>(x, out, taps, ax, ay);
+        return out;
+    }
     if (x.scalar_type() == at::kBFloat16) filter_image<uint16_t, uint16_t>(x, out, f, ax, ay, nullptr);
     else filter_image<float, float>(x, out, f, ax, ay, nullptr);
     return out;

@@ -187,7 +187,9 @@ Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, 
     Tensor sum = at::zeros({area, in, out}, floats), taps = at::empty({9, area}, floats);
     for (int64_t first = 0; first < tiles; first += MOST_ROWS) {
         const int64_t end = std::min(tiles, first + MOST_ROWS);
-        sum += at::bmm(unfolded(k, inputs, false, first, end).transpose(1, 2), unfolded(k, grads, true, first, end));
+        const Tensor a = unfolded(k, inputs, false, first, end).transpose(1, 2), b = unfolded(k, grads, true, first, end);
+        if (a.scalar_type() == at::kFloat) sum.baddbmm_(a, b);
+        else sum += at::bmm(a, b);
     }
     k.tap_matrix(taps.mutable_data_ptr<float>());
     return at::mm(taps, sum.view({area, in * out})).view({9, in, out}).permute({2, 1, 0}).reshape({out, in, 3, 3});

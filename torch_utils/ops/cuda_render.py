@@ -237,8 +237,10 @@ def volume_render(planes, weight1, bias1, weight2, bias2, origins, directions, d
 
 
 def volume_render_backward(planes, weight1, bias1, weight2, bias2, origins, directions, sorted_depths, sorted_density, features_grad,
-                           depth_grad, opacity_grad, box_warp, axes, trilinear, activation, crop_limit, white_back, rays_grad):
-    """The operator omnihead::volume_render_backward on CUDA. Sums in the planes are in no fixed order."""
+                           depth_grad, opacity_grad, box_warp, axes, trilinear, activation, crop_limit, white_back, rays_grad,
+                           decoder_grad=True):
+    """The operator omnihead::volume_render_backward on CUDA. Sums in the planes are in no fixed order; the decoder's gradients
+    come in any case."""
     if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError('the backward pass of volume_render on CUDA adds up in no fixed order; deterministic algorithms were asked for: '
                            'set OMNIHEAD_NATIVE=0 for plain PyTorch')

@@ -16,7 +16,7 @@ SCHEMAS = {
         '-> (Tensor features, Tensor depth, Tensor opacity, Tensor sorted_depths, Tensor sorted_density)',
     'volume_render_backward':
         f'({_FIELD}, Tensor origins, Tensor directions, Tensor sorted_depths, Tensor sorted_density, Tensor features_grad, '
-        f'Tensor depth_grad, Tensor opacity_grad, {_LAYOUT}, {_MARCH}, bool rays_grad) '
+        f'Tensor depth_grad, Tensor opacity_grad, {_LAYOUT}, {_MARCH}, bool rays_grad, bool decoder_grad=True) '
         '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
     'plane_query': f'({_FIELD}, Tensor points, {_LAYOUT}, int activation) -> (Tensor density, Tensor features)',
     'plane_density': f'({_FIELD}, Tensor points, {_LAYOUT}) -> Tensor',

@@ -139,9 +139,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, features_grad, depth_grad, opacity_grad, *_):
-    rays_grad = any(ctx.needs_input_grad[5:7])
+    decoder_grad, rays_grad = any(ctx.needs_input_grad[1:5]), any(ctx.needs_input_grad[5:7])
     grads = torch.ops.omnihead.volume_render_backward(*ctx.saved_tensors, features_grad, depth_grad, opacity_grad,
-                                                      *ctx.arguments, rays_grad)
+                                                      *ctx.arguments, rays_grad, decoder_grad)
     needed = ctx.needs_input_grad
     return (*(g if needed[i] else None for i, g in enumerate(grads)), *[None] * (len(needed) - len(grads)))
 

@@ -34,11 +34,11 @@ class FullyConnectedLayer(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x):
-        w = self.weight.to(x.dtype) * self.weight_gain
-        b = None if self.bias is None else self.bias.to(x.dtype) * self.bias_gain
-        if self.activation == 'linear' and b is not None:
-            return torch.addmm(b, x, w.t())
-        return bias_act(x @ w.t(), b, act=self.activation)
+        w, b = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        if b is None:
+            return bias_act(x @ w.t() * self.weight_gain, act=self.activation)
+        # The product is scaled, not the weights: they are more.
+        return bias_act(torch.addmm(b, x, w.t(), beta=self.bias_gain, alpha=self.weight_gain), act=self.activation)
 
 
 class Conv2dLayer(nn.Module):

@@ -234,7 +234,7 @@ struct Worker {
 
     Gradients pointers(const Gradients& rays) const {
         return {nullptr, nullptr, w1.data_ptr<float>(), b1.data_ptr<float>(), density_row.data_ptr<float>(),
-                density_bias.data_ptr<float>(), w2.data_ptr<float>(), b2.data_ptr<float>(), rays.origins, rays.directions};
+                density_bias.data_ptr<float>(), w2.data_ptr<float>(), b2.data_ptr<float>(), rays.origins, rays.directions, rays.decoder};
     }
 
     void add(const Worker& other) {
@@ -310,7 +310,7 @@ Backward volume_render_backward(
     const Tensor& planes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2, const Tensor& origins,
     const Tensor& directions, const Tensor& sorted_depths, const Tensor& sorted_density, const Tensor& features_grad,
     const Tensor& depth_grad, const Tensor& opacity_grad, double box_warp, at::IntArrayRef axes, bool trilinear,
-    int64_t activation, double crop_limit, bool white_back, bool rays_grad) {
+    int64_t activation, double crop_limit, bool white_back, bool rays_grad, bool decoder_grad) {
     const PackedField p = pack_field(planes, w1, b1, w2, b2, box_warp, axes, trilinear, activation, crop_limit);
     const int64_t n = origins.size(0), m = origins.size(1), samples = sorted_depths.size(2), num = n * m;
     const CheckedRays c = check_rays(origins, directions, planes, samples, 0, white_back);
@@ -322,6 +322,7 @@ Backward volume_render_backward(
                                 held[3].const_data_ptr<float>(), held[4].const_data_ptr<float>()};
     Tensor origins_grad = at::zeros_like(c.origins), directions_grad = at::zeros_like(c.directions);
     Gradients ray_grads = {};
+    ray_grads.decoder = decoder_grad;
     if (rays_grad) ray_grads.origins = origins_grad.data_ptr<float>(), ray_grads.directions = directions_grad.data_ptr<float>();
     const PlaneSizes sizes(planes);
     Tensor planes_grad = p.direct ? at::empty_like(planes) : at::empty(planes.sizes(), planes.options());

@@ -134,7 +134,7 @@ static void colour_gradient(const Field& f, const BackwardBlock& block, const Gr
             store(out.b2 + k, load(out.b2 + k) + g);
         }
     }
-    matmul<true>(f.hidden, f.colours, rows, b.hidden, 1, f.hidden, b.colour, f.colours, out.w2, f.colours);
+    if (out.decoder) matmul<true>(f.hidden, f.colours, rows, b.hidden, 1, f.hidden, b.colour, f.colours, out.w2, f.colours);
     matmul<false>(rows, f.hidden, f.colours, b.colour, f.colours, 1, f.w2t, f.hidden, block.rows_grad, f.hidden);
 }
 
@@ -198,9 +198,9 @@ static int backward_block(const Field& f, const Rays& rays, const SavedSamples& 
     matmul<false>(count, f.hidden, f.colours, block.features_grad, f.colours, 1, f.w2t, f.hidden, block.hidden_grad, f.hidden);
     for (int i = 0; i < count; i++) density_gradient(f, rays, saved, block, first + i, i);
     if (b.colour) colour_gradient(f, block, out, rows);
-    else composite_gradient(f, block, out, count);
+    else if (out.decoder) composite_gradient(f, block, out, count);
     hidden_gradient(f, block, out, rows);
-    matmul<true>(f.channels, f.hidden, rows, b.features, 1, f.channels, b.sigmoid, f.hidden, out.w1, f.hidden);
+    if (out.decoder) matmul<true>(f.channels, f.hidden, rows, b.features, 1, f.channels, b.sigmoid, f.hidden, out.w1, f.hidden);
     matmul<false>(rows, f.channels, f.hidden, b.sigmoid, f.hidden, 1, f.w1t, f.channels, block.point_grad, f.channels);
     if (out.grid) scatter(out.grid, b, rows, block.point_grad, f.channels, 0, f.channels);
     if (out.origins)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import reference
-from torch_utils.ops import native
+from torch_utils.ops import native, volume_render as volume_render_module
 from torch_utils.ops.volume_render import volume_render
 from training.generators import panohead
 from training.generators.panohead import PanoHeadGenerator
@@ -301,6 +301,28 @@ def test_backbone_leaves_planes_as_the_operator_reads_them(monkeypatch):
                                                    [ws, weight])))
     for value, expected in zip(*found):
         assert_close(value, expected, 'exchange', 1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize('activation', ['none', 'sigmoid'])
+def test_gradients_where_the_decoder_is_held(activation):
+    """As with a decoder that learns, to the bit, though less is computed."""
+    case = Case(activation=activation)
+    leaves, decoder, options, noise = make(case)
+    wanted = [leaves[0], *leaves[-2:]]
+
+    def gradients():
+        outputs = render(case, PlaneField, leaves, decoder, options, noise)
+        return torch.autograd.grad(sum(out.square().sum() for out in outputs), wanted)
+    expected = gradients()
+    decoder.requires_grad_(False)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), expected))
+    saved = torch.ops.omnihead.volume_render_backward
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(volume_render_module.torch.ops.omnihead, 'volume_render_backward', lambda *args: calls.append(args[-1]) or saved(*args))
+        gradients()
+    assert calls == [False]
 
 
 @needs_native

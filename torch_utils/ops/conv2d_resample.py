@@ -31,19 +31,19 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
     if down > 1:
         before, after = padding + (fw - down + 1) // 2, padding + (fw - down) // 2
         if kernel == 1:
-            return F.conv2d(upfirdn2d(x, f, down=down, padding=(before, after, before, after)), w)
+            return conv_gradients.conv2d(upfirdn2d(x, f, down=down, padding=(before, after, before, after)), w)
         return conv_gradients.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), w, down)
     if up > 1:
         before, after = padding + (fw + up - 1) // 2, padding + (fw - up) // 2
         if kernel == 1:
-            x = F.conv2d(x, w)
+            x = conv_gradients.conv2d(x, w)
             return upfirdn2d(x, f, up=up, padding=(before, after, before, after), gain=up * up)
         # Zero insertion and convolution are one transposed convolution, whose own border already counts as padding.
         before, after = before - (kernel - 1), after - (kernel - up)
         inner = max(min(-before, -after), 0)
         x = conv_gradients.conv_transpose2d(x, w.transpose(0, 1), up, inner)
         return upfirdn2d(x, f, padding=(before + inner, after + inner, before + inner, after + inner), gain=up * up)
-    return F.conv2d(x, w, padding=padding)
+    return conv_gradients.conv2d(x, w) if padding == 0 else F.conv2d(x, w, padding=padding)
 
 
 def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=None, clamp=None, up=1, padding=0, resample_filter=None,

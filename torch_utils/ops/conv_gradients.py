@@ -113,17 +113,39 @@ def _correlate_strided(x, g, kernel):
 STRIDED = Kind(lambda x, w: F.conv2d(x, w, stride=STRIDE), _spread_strided, _correlate_strided)
 
 
-def _is_ours(x, stride):
-    return stride == STRIDE and x.device.type == 'cpu' and x.dtype == torch.float32 and load_native()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One tap: products of matrices, the pixels of channels-last images being the rows.
+
+def _rows(x):
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def conv2d(x, w, stride):
+def _images(rows, like):
+    return rows.view(like.shape[0], *like.shape[2:], rows.shape[1]).permute(0, 3, 1, 2)
+
+
+POINTWISE = Kind(lambda x, w: _images(_rows(x) @ w[:, :, 0, 0].t(), x), lambda g, w, size: _images(_rows(g) @ w[:, :, 0, 0], g),
+                 lambda x, g, kernel: (_rows(x).t() @ _rows(g)).t()[:, :, None, None])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+def _is_ours(x):
+    return x.device.type == 'cpu' and x.dtype == torch.float32 and load_native()
+
+
+def conv2d(x, w, stride=1):
     """torch.nn.functional.conv2d(x, w, stride=stride)."""
-    return Convolve.apply(STRIDED, x, w) if _is_ours(x, stride) else F.conv2d(x, w, stride=stride)
+    if stride == STRIDE and _is_ours(x):
+        return Convolve.apply(STRIDED, x, w)
+    if stride == 1 and w.shape[2:] == (1, 1) and _is_ours(x) and x.is_contiguous(memory_format=torch.channels_last):
+        return Convolve.apply(POINTWISE, x, w)
+    return F.conv2d(x, w, stride=stride)
 
 
 def conv_transpose2d(x, w, stride, padding=0):
     """torch.nn.functional.conv_transpose2d(x, w, stride=stride, padding=padding)."""
-    if padding == 0 and _is_ours(x, stride):
+    if padding == 0 and stride == STRIDE and _is_ours(x):
         return Spread.apply(STRIDED, x, w, [(size - 1) * stride + w.shape[-1] for size in x.shape[2:]])
     return F.conv_transpose2d(x, w, stride=stride, padding=padding)

@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import tempfile
 
 import click
@@ -72,8 +71,6 @@ def build(plain, options):
     """The one work that options.settings name, compiled as they say."""
     device, settings = torch.device(options.device), options.settings
     mode = settings['mode']
-    if mode:
-        os.environ.update(TORCHINDUCTOR_CACHE_DIR=settings['cache'], TORCHINDUCTOR_COMPILE_THREADS=str(options.threads))
     generator = harness.published_generator().to(device) if settings['network'] == 'published' else \
         load_network(settings['network'], 'G_ema', device)
     set_precision(generator, 'float32' if plain else options.precision, device)
@@ -117,9 +114,12 @@ def frame_of(generator, device, plain, work):
 def timed(work, variants, options, repeats):
     """{variant: figures} of one work, the first calls of processes that find the caches included."""
     with tempfile.TemporaryDirectory() as folder:
-        told = {name: (plain, dataclasses.replace(options, settings={**options.settings, 'work': work, 'mode': mode,
-                                                                     'cache': f'{folder}/{name}'}))
-                for name, (plain, mode) in variants.items()}
+        told = {}
+        for name, (plain, mode) in variants.items():
+            environ = {'TORCHINDUCTOR_CACHE_DIR': f'{folder}/{name.replace(" ", "-")}',   # g++ is told of it without quotes
+                       'TORCHINDUCTOR_COMPILE_THREADS': str(options.threads)}
+            settings = {**options.settings, 'work': work, 'mode': mode}
+            told[name] = plain, dataclasses.replace(options, settings=settings, environ=environ)
         figures = harness.measure('compiled', told, repeats, keep_first=True)[work]
         compiled = {name: told[name] for name, (_, mode) in variants.items() if mode}
         again = harness.measure('compiled', compiled, 1, keep_first=True)[work] if compiled else {}

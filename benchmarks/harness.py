@@ -40,6 +40,7 @@ class Options:
     threads: int
     precision: str
     settings: dict      # what the one benchmark adds
+    environ: dict = dataclasses.field(default_factory=dict)     # of the process, before it imports anything
 
 
 def published_generator(**changes):
@@ -137,7 +138,8 @@ def _worker(module, plain, options):
     """Connection to a process that has built `module`'s work and calls what it is told to."""
     context = multiprocessing.get_context('spawn')
     here, there = context.Pipe()
-    changed = {'OMNIHEAD_NATIVE': '0' if plain else os.environ.get('OMNIHEAD_NATIVE', '1'), 'OMP_NUM_THREADS': str(options.threads)}
+    changed = {'OMNIHEAD_NATIVE': '0' if plain else os.environ.get('OMNIHEAD_NATIVE', '1'), 'OMP_NUM_THREADS': str(options.threads),
+               **options.environ}
     former = {key: os.environ.get(key) for key in changed}
     os.environ.update(changed)
     process = context.Process(target=_serve, args=(there, module, plain, options), daemon=True)

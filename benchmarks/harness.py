@@ -40,6 +40,7 @@ class Options:
     threads: int
     precision: str
     settings: dict      # what the one benchmark adds
+    environ: dict = dataclasses.field(default_factory=dict)     # of the process, before it imports anything
 
 
 def published_generator(**changes):
@@ -67,13 +68,18 @@ def run(module, device, threads, precision, repeats, reference, settings=None, *
     into it."""
     device = misc.resolve_device(device)
     options = Options(str(device), threads or torch.get_num_threads(), precision, settings or {})
-    variants = {'fast': False, **({'reference': True} if reference else {})}
-    with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(_worker(module, plain, options)) for name, plain in variants.items()}
-        names = [worker.recv() for worker in workers.values()][0]
-        figures = {name: _compare(workers, name, repeats) for name in names}
+    figures = measure(module, {'fast': (False, options), **({'reference': (True, options)} if reference else {})}, repeats)
     click.echo(json.dumps({'benchmark': module, **options.settings, **details, 'figures': figures, 'repeats': repeats,
                            'precision': precision, **environment(device, options.threads)}))
+
+
+def measure(module, variants, repeats, keep_first=False):
+    """{name of the work: {variant: medians}} of `module`.build(plain, options) for variants {name: (plain, options)};
+    `keep_first` adds the times of the call that does not count, in which programs that it ran do count."""
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(_worker(module, *variant)) for name, variant in variants.items()}
+        names = [worker.recv() for worker in workers.values()][0]
+        return {name: _compare(workers, name, repeats, keep_first) for name in names}
 
 
 def environment(device, threads):
@@ -100,16 +106,17 @@ def _lines(path):
         return []
 
 
-def _compare(workers, name, repeats):
+def _compare(workers, name, repeats, keep_first=False):
     """Medians of every variant's calls of `name`, taken in turns, and their ratios."""
+    first = {variant: _ask(variant, worker, name, 'first') for variant, worker in workers.items()}
     samples = {variant: [] for variant in workers}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for variant, worker in workers.items():
-            sample = _ask(variant, worker, name, 'time')
-            if repeat > 0:
-                samples[variant].append(sample)
+            samples[variant].append(_ask(variant, worker, name, 'time'))
     result = {variant: {key: round(statistics.median(sample[key] for sample in rows), 4) for key in rows[0]}
               for variant, rows in samples.items()}
+    for variant, sample in first.items() if keep_first else ():
+        result[variant].update({f'first_{key}': round(value, 4) for key, value in sample.items()})
     for variant, worker in workers.items():
         result[variant].update(_ask(variant, worker, name, 'memory'))
     if 'reference' in result:
@@ -131,7 +138,8 @@ def _worker(module, plain, options):
     """Connection to a process that has built `module`'s work and calls what it is told to."""
     context = multiprocessing.get_context('spawn')
     here, there = context.Pipe()
-    changed = {'OMNIHEAD_NATIVE': '0' if plain else os.environ.get('OMNIHEAD_NATIVE', '1'), 'OMP_NUM_THREADS': str(options.threads)}
+    changed = {'OMNIHEAD_NATIVE': '0' if plain else os.environ.get('OMNIHEAD_NATIVE', '1'), 'OMP_NUM_THREADS': str(options.threads),
+               **options.environ}
     former = {key: os.environ.get(key) for key in changed}
     os.environ.update(changed)
     process = context.Process(target=_serve, args=(there, module, plain, options), daemon=True)
@@ -158,7 +166,7 @@ def _serve(pipe, module, plain, options):
         while True:
             name, what = pipe.recv()
             try:
-                pipe.send((time_call if what == 'time' else memory_of_call)(work[name], device))
+                pipe.send(MEASURES[what](work[name], device))
             except (RuntimeError, ValueError, dnnlib.UserError) as error:
                 pipe.send(f'{type(error).__name__}: {error}')
 
@@ -173,11 +181,23 @@ def time_call(function, device):
     return {'wall_sec': (time.perf_counter() - wall) / units, 'cpu_sec': (time.process_time() - cpu) / units}
 
 
+def time_first_call(function, device):
+    """The same with the processor time of the programs that it ran and waited for: compilers."""
+    before = os.times()
+    sample = time_call(function, device)
+    after = os.times()
+    programs = after.children_user + after.children_system - before.children_user - before.children_system
+    return {**sample, 'cpu_sec': sample['cpu_sec'] + programs}
+
+
 def memory_of_call(function, device):
     """MB that one call needs above what the process held before."""
     before = _start_memory(device)
     function()
     return {'peak_mb': round((_peak_memory(device) - before) / 1e6, 1)}
+
+
+MEASURES = {'first': time_first_call, 'time': time_call, 'memory': memory_of_call}
 
 
 def _status(key):

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from dnnlib import UserError
 from project_files import ROOT
+from torch_utils.ops import native, winograd
+from training.networks.stylegan2 import SynthesisBlock
 
 RECORD = {'benchmark': 'frame', 'size': 512, 'figures': {'whole': {'fast': {'wall_sec': 1.5, 'cpu_sec': 2.0, 'peak_mb': 100.0},
                                                                    'reference': {'wall_sec': 6.0, 'cpu_sec': 16.0, 'peak_mb': 50.0}}},
@@ -110,3 +112,71 @@ def test_the_opposite_of_a_back_view_is_as_high_and_as_far_aside(benchmark):
     fronts = back.opposite(labels)
     assert torch.allclose(fronts, back.label_at(torch.tensor([10.0, -80]), torch.tensor([12.0, -8])), atol=1e-5)
     assert torch.allclose(back.opposite(fronts), labels, atol=1e-5)
+
+
+@pytest.fixture
+def traced_layer(benchmark, monkeypatch):
+    """(layer, input, latent) of a size that our C++ convolves, in a process that benchmarks/compiled.py has helped to trace."""
+    if not native.load_native():
+        pytest.skip('no C++ operators here: no compiler, or switched off')
+    monkeypatch.setattr(winograd, '_types', winograd._types)    # help_tracing replaces it
+    monkeypatch.setattr(native.load_native, '_dynamo_marked_constant', False, raising=False)
+    benchmark('compiled').help_tracing()
+    torch.manual_seed(0)
+    block = SynthesisBlock(16, 32, 8, 64, 3).eval().requires_grad_(False)
+    yield block, (torch.randn(1, 16, 32, 32), torch.randn(1, 3, 32, 32), torch.randn(1, 3, 8))
+    torch.compiler.reset()
+
+
+def test_operators_are_calls_in_one_graph(traced_layer):
+    block, inputs = traced_layer
+    seen = []
+
+    def backend(graph, _):
+        seen.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    with torch.inference_mode():
+        expected = block(*inputs, noise_mode='const')
+        found = torch.compile(block, backend=backend, fullgraph=True)(*inputs, noise_mode='const')
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert len(seen) == 1
+    assert [sum(name in target for target in seen[0]) for name in ('winograd_conv3x3', 'upsample_add')] == [2, 1]
+
+
+@pytest.mark.parametrize('operator', ['winograd_conv3x3', 'upsample_add'])
+@pytest.mark.parametrize('up', [1, 2])
+def test_fake_results_are_laid_out_as_the_operators(traced_layer, benchmark, operator, up):
+    compiled = benchmark('compiled')
+    if operator == 'upsample_add':
+        args = torch.randn(up, 3, 16, 16), torch.ones(4, 4), torch.randn(up, 3, 32, 32)
+        fake = compiled._fake_upsample_add(*args)
+    else:
+        args = (torch.randn(1, 16, 32, 32), torch.randn(48, 16, 3, 3), torch.ones(4, 4) if up == 2 else None, None, False, None, None,
+                1.0, 1.0, float('inf'), False)
+        fake = compiled._fake_convolution(*args)
+    real = getattr(torch.ops.omnihead, operator)(*args)
+    assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+def test_break_even_is_what_the_first_call_costs_over_the_gain(benchmark):
+    compare = benchmark('compiled').compare
+    figure = {'cpu_sec': 1.5, 'first_cpu_sec': 51.5, 'again_cpu_sec': 2.0}
+    compare(figure, {'cpu_sec': 2.0})
+    assert (figure['ratio'], figure['first_break_even'], figure['again_break_even']) == (1.333, 100, 1)
+    slower = {'cpu_sec': 2.5, 'first_cpu_sec': 51.5, 'again_cpu_sec': 2.0}
+    compare(slower, {'cpu_sec': 2.0})
+    assert slower['ratio'] < 1 and slower['first_break_even'] is None
+
+
+def test_unknown_variants_are_refused(benchmark):
+    result = CliRunner().invoke(benchmark('compiled').main, ['--variants', 'eager,fastest', '--device', 'cpu'])
+    assert result.exit_code == 2 and '--variants fastest: must be of eager, parts' in result.output
+
+
+def test_frames_compiled_are_timed(benchmark):
+    """One part of the table, with nothing that takes Inductor's minutes."""
+    compiled = benchmark('compiled')
+    options = benchmark('harness').Options('cpu', 1, 'float32', {'network': 'demo'})
+    figures = compiled.timed('kept field', {'eager': (False, ''), 'plain eager': (True, '')}, options, 1)
+    assert list(figures) == ['eager', 'plain eager'] and all(f['first_cpu_sec'] > 0 < f['cpu_sec'] for f in figures.values())

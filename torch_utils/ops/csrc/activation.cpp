@@ -58,15 +58,20 @@ struct Forward {
 
 template <typename T>
 inline __attribute__((always_inline)) void forward_body(const Forward<T>& r) {
-    const float gain = r.act.gain, negative = r.act.slope, clamp = r.act.clamped ? r.act.clamp : INFINITY;
-    for (int64_t p = 0; p < r.pixels; p++)
-        for (int64_t c = 0; c < r.channels; c++) {
-            const int64_t i = p * r.channels + c;
-            float v = widen(r.x[i]) + (r.bias ? r.bias[c] : 0.0f);
-            v = (v > 0 ? v : v * negative) * gain;
-            v = v > clamp ? clamp : v;
-            narrow(v < -clamp ? -clamp : v, r.y[i]);
+    const float gain = r.act.gain, negative = r.act.gain * r.act.slope, most = r.act.clamped ? r.act.clamp : INFINITY, least = -most;
+    const int64_t channels = r.channels;
+    const float* __restrict bias = r.bias;
+    for (int64_t p = 0; p < r.pixels; p++) {
+        const T* __restrict x = r.x + p * channels;
+        T* __restrict y = r.y + p * channels;
+        for (int64_t c = 0; c < channels; c++) {
+            float v = widen(x[c]) + bias[c];
+            v *= v > 0 ? gain : negative;
+            v = v > most ? most : v;
+            v = v < least ? least : v;
+            narrow(v, y[c]);
         }
+    }
 }
 OMNI_CLONES void forward_pixels(const Forward<float>& r) { forward_body(r); }
 OMNI_CLONES void forward_pixels(const Forward<uint16_t>& r) { forward_body(r); }
@@ -79,24 +84,32 @@ struct Backward {
     const float *scale, *noise, *bias;   // of the image; null for none
     float *bias_sum, *scale_sum;         // [channels], added to
     float* noise_grad;                   // [pixels] or null
+    float* row;                          // room for [channels]
     int64_t pixels, channels;
     Activation act;
 };
 
-inline __attribute__((always_inline)) float slope_at(float y, const Activation& act) {
-    const float slope = y > 0 ? act.gain : act.gain * act.slope;
-    return act.clamped && (y >= act.clamp || y <= -act.clamp) ? 0.0f : slope;
+// Derivative at a place with the result y; `most` is the clamp, or infinity and a result that is infinite has none.
+inline __attribute__((always_inline)) float slope_at(float y, float gain, float negative, float most) {
+    float slope = y > 0 ? gain : negative;
+    slope = y >= most ? 0.0f : slope;
+    return y <= -most ? 0.0f : slope;
 }
 
 template <typename T>
 inline __attribute__((always_inline)) void backward_body(const Backward<T>& r) {
-    for (int64_t p = 0; p < r.pixels; p++)
-        for (int64_t c = 0; c < r.channels; c++) {
-            const int64_t i = p * r.channels + c;
-            const float g = widen(r.dy[i]) * slope_at(widen(r.y[i]), r.act);
-            r.bias_sum[c] += g;
-            narrow(g, r.dx[i]);
+    const float gain = r.act.gain, negative = r.act.gain * r.act.slope, most = r.act.clamped ? r.act.clamp : INFINITY;
+    const int64_t channels = r.channels;
+    float* __restrict bias_sum = r.bias_sum;
+    for (int64_t p = 0; p < r.pixels; p++) {
+        const T *__restrict dy = r.dy + p * channels, *__restrict y = r.y + p * channels;
+        T* __restrict dx = r.dx + p * channels;
+        for (int64_t c = 0; c < channels; c++) {
+            const float g = widen(dy[c]) * slope_at(widen(y[c]), gain, negative, most);
+            bias_sum[c] += g;
+            narrow(g, dx[c]);
         }
+    }
 }
 OMNI_CLONES void backward_pixels(const Backward<float>& r) { backward_body(r); }
 OMNI_CLONES void backward_pixels(const Backward<uint16_t>& r) { backward_body(r); }
@@ -104,24 +117,31 @@ OMNI_CLONES void backward_pixels(const Backward<uint16_t>& r) { backward_body(r)
 // The same of a layer: y = activation(scale * convolution + noise + bias), where the convolution is found from y.
 template <typename T>
 inline __attribute__((always_inline)) void layer_body(const Backward<T>& r) {
-    const float positive = 1 / r.act.gain, negative = 1 / (r.act.gain * r.act.slope);
+    const float gain = r.act.gain, negative = r.act.gain * r.act.slope, most = r.act.clamped ? r.act.clamp : INFINITY;
+    const float back = 1 / gain, back_negative = 1 / negative;
+    const int64_t channels = r.channels;
+    const float *__restrict scale = r.scale, *__restrict bias = r.bias;
+    float *__restrict bias_sum = r.bias_sum, *__restrict scale_sum = r.scale_sum, *__restrict row = r.row;
     for (int64_t p = 0; p < r.pixels; p++) {
+        const T *__restrict dy = r.dy + p * channels, *__restrict y = r.y + p * channels;
+        T* __restrict dx = r.dx + p * channels;
         const float noise = r.noise ? r.noise[p] : 0.0f;
-        float sum[LANES] = {};
-        for (int64_t first = 0; first < r.channels; first += LANES)
-            for (int64_t lane = 0; lane < LANES; lane++) {
-                const int64_t c = first + lane, i = p * r.channels + c;
-                const float y = widen(r.y[i]), g = widen(r.dy[i]) * slope_at(y, r.act);
-                const float before = y * (y > 0 ? positive : negative) - noise - r.bias[c];
-                r.bias_sum[c] += g;
-                r.scale_sum[c] += g * before;
-                sum[lane] += g;
-                narrow(g * r.scale[c], r.dx[i]);
-            }
-        if (r.noise_grad) {
-            r.noise_grad[p] = 0;
-            for (int64_t lane = 0; lane < LANES; lane++) r.noise_grad[p] += sum[lane];
+        // Three loops: the compiler tells but so many pointers from one another.
+        for (int64_t c = 0; c < channels; c++) row[c] = widen(dy[c]) * slope_at(widen(y[c]), gain, negative, most);
+        for (int64_t c = 0; c < channels; c++) {
+            bias_sum[c] += row[c];
+            narrow(row[c] * scale[c], dx[c]);
         }
+        for (int64_t c = 0; c < channels; c++) {
+            const float v = widen(y[c]);
+            scale_sum[c] += row[c] * (v * (v > 0 ? back : back_negative) - noise - bias[c]);
+        }
+        if (!r.noise_grad) continue;
+        float sum[LANES] = {}, total = 0;
+        for (int64_t c = 0; c < channels; c += LANES)
+            for (int64_t lane = 0; lane < LANES; lane++) sum[lane] += row[c + lane];
+        for (int64_t lane = 0; lane < LANES; lane++) total += sum[lane];
+        r.noise_grad[p] = total;
     }
 }
 OMNI_CLONES void layer_pixels(const Backward<float>& r) { layer_body(r); }
@@ -179,7 +199,8 @@ void forward_images(const Tensor& x, const Tensor& y, const float* bias, const A
 Tensor activate(const Tensor& input, const Optional& bias, double slope, double gain, double clamp) {
     const Extent e = extent_of(input);
     const Tensor x = last(input), y = like(x);
-    const float* b = floats(bias, "bias", e.channels);
+    const Tensor none = bias ? *bias : at::zeros({e.channels}, at::kFloat);
+    const float* b = floats(none, "bias", e.channels);
     if (x.scalar_type() == at::kFloat) forward_images<float>(x, y, b, {slope, gain, clamp});
     else forward_images<uint16_t>(x, y, b, {slope, gain, clamp});
     return y;
@@ -191,6 +212,7 @@ void backward_images(const Tensor& dy, const Tensor& y, const Tensor& dx, const 
     const Extent e = extent_of(y);
     for_pieces(e, [&](int64_t image, int64_t first, int64_t pixels, int64_t piece) {
         const int64_t place = image * e.pixels + first, at = place * e.channels;
+        std::vector<float> row(scale ? e.channels : 0);
         const Backward<T> r{static_cast<const T*>(dy.const_data_ptr()) + at,
                             static_cast<const T*>(y.const_data_ptr()) + at,
                             static_cast<T*>(dx.mutable_data_ptr()) + at,
@@ -200,6 +222,7 @@ void backward_images(const Tensor& dy, const Tensor& y, const Tensor& dx, const 
                             bias_sums.mutable_data_ptr<float>() + piece * e.channels,
                             scale ? scale_sums.mutable_data_ptr<float>() + piece * e.channels : nullptr,
                             noise_grad ? noise_grad + place : nullptr,
+                            row.data(),
                             pixels,
                             e.channels,
                             act};

@@ -39,10 +39,10 @@ def enabled():
 def load_native():
     """Whether torch.ops.omnihead is ready, building it first where that was never done. After a failure, whose reason
     goes to stderr in one line, the answer stays no for the process. UserError instead under --require-fast."""
-    usable, reason = status()
-    if not usable:
-        fallback('the C++ operators', reason)
-    return usable
+    if enabled() and not _load_once():
+        return True
+    fallback('the C++ operators', status()[1])
+    return False
 
 
 def status():

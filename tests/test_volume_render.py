@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import reference
-from torch_utils.ops import native, volume_render as volume_render_module
+from torch_utils.ops import native
 from torch_utils.ops.volume_render import volume_render
 from training.generators import panohead
 from training.generators.panohead import PanoHeadGenerator
@@ -320,7 +320,7 @@ def test_gradients_where_the_decoder_is_held(activation):
     saved = torch.ops.omnihead.volume_render_backward
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(volume_render_module.torch.ops.omnihead, 'volume_render_backward', lambda *args: calls.append(args[-1]) or saved(*args))
+        patch.setattr(torch.ops.omnihead, 'volume_render_backward', lambda *args: calls.append(args[-1]) or saved(*args))
         gradients()
     assert calls == [False]
 

@@ -89,7 +89,7 @@ def checks(device, backend):
     if device.type == 'cpu':
         yield Check('convolution 3x3, float32', f'{backend}, F(4x4, 3x3)', lambda: winograd.conv3x3(x, weight),
                     lambda: F.conv2d(x.contiguous(), weight, padding=1))
-    if device.type == 'cuda':
+    if device.type in ('cpu', 'cuda'):
         bias = torch.randn(64, device=device)
         yield Check('bias_act', backend, lambda: bias_act.bias_act(x, bias, act='lrelu', clamp=256),
                     lambda: (F.leaky_relu(x + bias[:, None, None], 0.2) * 2 ** 0.5).clamp(-256, 256))

@@ -45,19 +45,25 @@ def help_tracing():
     torch.compiler.assume_constant_result(native.load_native)
     types = winograd._types()
     winograd._types = lambda: types
-    for name, function in (('winograd_conv3x3', _fake_convolution), ('upsample_add', _fake_upsample_add)) if native.load_native() else ():
+    fakes = {'winograd_conv3x3': _fake_convolution, 'upsample_add': _fake_upsample_add,
+             'activate': lambda x, *_: _channels_last(x, x.shape)}
+    for name, function in fakes.items() if native.load_native() else ():
         with contextlib.suppress(RuntimeError):   # it has one
             torch.library.register_fake(f'omnihead::{name}', function)
+
+
+def _channels_last(x, size):
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _fake_convolution(x, weight, upsampling, *rest):
     up, turned = (1 if upsampling is None else 2), rest[-1] is True
     size = x.shape[0], weight.shape[1 if turned else 0], x.shape[2] * up, x.shape[3] * up
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return _channels_last(x, size)
 
 
 def _fake_upsample_add(image, taps, added):
-    return torch.empty(added.shape, dtype=image.dtype, device=image.device, memory_format=torch.channels_last)
+    return _channels_last(image, added.shape)
 
 
 def compile_parts(generator, **options):

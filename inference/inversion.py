@@ -154,9 +154,8 @@ def optimize_layers(render, loss_of, statistics, num_ws, options, run, noise=())
         strayed = torch.randn(ws.shape, generator=random).to(ws.device) * (statistics.std * noise_factor(t, options))
         out = render(ws + strayed)
         loss = loss_of(out) + options.weight_prior * (ws - statistics.mean).square().mean()
-        if noise:
-            loss = loss + noise_buffers.WEIGHT * noise_buffers.noise_penalty(noise)
-        return Look(loss, loss, out.image[:1])
+        objective = loss + noise_buffers.WEIGHT * noise_buffers.noise_penalty(noise) if noise else loss
+        return Look(objective, loss, out.image[:1])
 
     stage = StageOptions('latents', options.steps_w, patience=options.patience, last_look=False)
     losses = optimise(stage, variables, adam, evaluate, run, random, lambda: noise_buffers.standardise(noise))

@@ -36,6 +36,11 @@ def _reduced(images):
 def _matrices(size, device, dtype):
     """What the pyramid does to a line of `size` pixels, as matrices: the blur [size, size], the blur of every other pixel
     [size/2, size], and doubling by linear interpolation [2*size, size]."""
+    with torch.inference_mode(False):      # what is kept here may meet pictures that want gradients
+        return _made_matrices(size, device, dtype)
+
+
+def _made_matrices(size, device, dtype):
     taps = torch.tensor(BINOMIAL, dtype=torch.double)
     rows, columns = torch.arange(size)[:, None], torch.arange(len(BINOMIAL)) - len(BINOMIAL) // 2
     blur = torch.zeros(size, size, dtype=torch.double)

@@ -1,5 +1,7 @@
 """Layers in training on CPU: their results and their derivatives of both orders against the definition in float64."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch_utils.ops import conv2d_resample, conv_gradients, trained_layers, win
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.native import load_native
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
+from training.networks.layers import Conv2dLayer, FullyConnectedLayer
 
 pytestmark = pytest.mark.skipif(not load_native(), reason='the C++ operators cannot be built here')
 
@@ -112,10 +115,9 @@ def test_activation_does_not_depend_on_the_number_of_threads():
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
 
-@pytest.mark.parametrize('act', ['linear', 'lrelu'])
-@pytest.mark.parametrize('clamp', [None, 0.8])
+@pytest.mark.parametrize('act, clamp', [('linear', 0.8), ('lrelu', None), ('lrelu', 0.8)])
 @pytest.mark.parametrize('shape', [(2, 3, 5, 7), (1, 32, 40, 30), (3, 100, 1, 1), (0, 8, 4, 4)])
-def test_activation_equals_the_definition(shape, clamp, act):
+def test_activation_equals_the_definition(shape, act, clamp):
     x, bias = images(*shape), torch.randn(shape[1])
     results = derivatives(lambda x, bias: bias_act(x, bias, act=act, gain=1.7, clamp=clamp), (x, bias), torch.float32, shape[0] > 0)
     expected = derivatives(lambda x, bias: bias_act(x, bias, act=act, gain=1.7, clamp=clamp), (x, bias), torch.float64, shape[0] > 0)
@@ -127,9 +129,9 @@ def test_activation_equals_the_definition(shape, clamp, act):
 
 def test_activation_leaves_other_layouts_and_activations_alone():
     x = images(2, 8, 4, 4)
-    assert trained_layers.can_activate(x, 'lrelu')
-    assert not any(trained_layers.can_activate(t, act) for t, act in [(x, 'tanh'), (x.double(), 'lrelu'), (x[0], 'lrelu'),
-                                                                      (x.contiguous(), 'lrelu')])
+    assert trained_layers.can_activate(x, 'lrelu', 1.0)
+    assert not any(trained_layers.can_activate(t, act, gain) for t, act, gain in [
+        (x, 'tanh', 1.0), (x.double(), 'lrelu', 1.0), (x[0], 'lrelu', 1.0), (x.contiguous(), 'lrelu', 1.0), (x, 'lrelu', -1.0)])
 
 
 def test_activation_keeps_what_is_not_a_number():
@@ -194,7 +196,6 @@ def test_filters_that_are_not_separable_or_have_no_sum(name):
 
 def test_dense_images_of_a_discriminator(monkeypatch):
     """The gradient penalty of a whole convolutional layer by the fast path and by plain PyTorch."""
-    from training.networks.layers import Conv2dLayer
     module = Conv2dLayer(16, 32, 3, activation='lrelu', down=2)
     x = images(2, 16, 16, 16)
 
@@ -208,3 +209,63 @@ def test_dense_images_of_a_discriminator(monkeypatch):
     plain = penalty()
     assert fast[1] is None or not fast[1].any()
     torch.testing.assert_close(fast[0], plain[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('up', [1, 2])
+def test_inputs_that_depend_on_one_another(up):
+    """The image is made of the styles, and two layers share a weight: every path counts once, in both orders."""
+    x, weight, styles, _, bias = modulated(2, None, up, channels=(32, 32))
+
+    def chain(run):
+        def function(x, weight, styles, bias):
+            y = run(x * styles[:, :, None, None], weight, styles, None, bias)
+            return run(y.contiguous(memory_format=torch.channels_last), weight, styles, None, bias)
+        return function
+    for second in (False, True):
+        results = derivatives(chain(layer(up, None)), (x, weight, styles, bias), torch.float32, second)
+        compare(results, derivatives(chain(definition(up, None)), (x, weight, styles, bias), torch.float64, second), 1e-4)
+
+
+@pytest.mark.parametrize('gradient', [False, True])
+@pytest.mark.parametrize('noise_shape, styles_shape', [((12, 10), (2, 32)), ((2, 48, 12, 10), (2, 32)), ((1, 1, 1, 1), (2, 32)),
+                                                       ((1, 1, 12, 10), (1, 32))])
+def test_shapes_that_only_broadcast_are_left_to_the_definition(noise_shape, styles_shape, gradient):
+    x, weight, _, _, bias = modulated(2, None, 1)
+    noise, styles = torch.randn(noise_shape), torch.rand(styles_shape) + 0.5
+    weight.requires_grad_(gradient)
+    expected = definition(1, None)(*(t.double() for t in (x, weight, styles, noise, bias)))
+    torch.testing.assert_close(layer(1, None)(x, weight, styles, noise, bias).double(), expected, rtol=0, atol=1e-4)
+
+
+def test_separable_filter_with_far_padding_and_infinite_pixels():
+    x = images(1, 64, 8, 8)
+    beyond = upfirdn2d(x, FILTER, padding=(400, -395, 2, 1))      # the right padding cuts off all of the image
+    assert beyond.shape == (1, 64, 8, 10) and not beyond.any()
+    x[0, 0, 0] = float('inf')
+    finite = upfirdn2d(x, FILTER, padding=2)[0, 0].isfinite().all(dim=1)
+    assert finite.tolist() == [False] * 3 + [True] * 6
+
+
+def test_weight_gradients_are_left_out_in_one_thread_only():
+    inside, done = threading.Event(), threading.Event()
+
+    def hold():
+        with conv_gradients.no_weight_gradients():
+            inside.set()
+            done.wait(20)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(20)
+    x, weight = images(1, 16, 8, 8), torch.randn(16, 16, 3, 3, requires_grad=True)
+    conv2d_resample.conv2d_resample(x, weight, padding=1).sum().backward()
+    done.set()
+    thread.join()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('activation', ['linear', 'lrelu'])
+def test_dense_layers_take_any_number_of_dimensions(activation, bias):
+    module = FullyConnectedLayer(8, 4, bias=bias, activation=activation, lr_multiplier=0.5, bias_init=0.3)
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(module(x), module(x.view(6, 8)).view(2, 3, 4))

@@ -42,7 +42,7 @@ def bias_act(x, b=None, dim=1, act='linear', gain=None, clamp=None):
     gain = ACTIVATIONS[act].gain if gain is None else gain
     if cuda_images.can_run(x):
         return cuda_images.fused_bias_act(x, None if b is None else b.to(x.dtype), dim, act, gain, clamp)
-    if dim == 1 and (act, gain, clamp) != ('linear', 1, None) and trained_layers.can_activate(x, act):
+    if dim == 1 and (act != 'linear' or clamp is not None) and trained_layers.can_activate(x, act, gain):
         return trained_layers.activation(x, b, act, gain, clamp)
     if b is not None:
         x = x + b.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])

@@ -51,7 +51,8 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
     """bias_act of modulated_conv2d, whose arguments these are: a layer of a synthesis network in the fastest way there is."""
     inference = not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, styles, noise, bias)))
     gain = ACTIVATIONS[act].gain if gain is None else gain
-    if inference and act in SLOPES and padding == 1 and winograd.can_convolve(x, weight, up, resample_filter):
+    if (inference and act in SLOPES and padding == 1 and winograd.can_convolve(x, weight, up, resample_filter)
+            and trained_layers.plain_shapes(x, weight, styles, noise, bias, up)):
         clamp = None if x.dtype == torch.bfloat16 else clamp
         return winograd.conv3x3(x, weight, up, resample_filter, styles, demodulate, noise, bias, SLOPES[act], gain, clamp)
     # The styles go into whatever is smaller: the weights of a single image, or its few pixels.
@@ -64,7 +65,8 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
         else:
             x = conv2d_resample(x, folded, resample_filter, up=up, padding=padding)
             x = x if noise is None else x + noise.to(x.dtype)
-    elif not inference and trained_layers.can_train(x, weight, bias, act, up, padding, resample_filter, demodulate):
+    elif not inference and trained_layers.can_train(x, weight, styles, noise, bias, act, gain, up, padding, resample_filter,
+                                                        demodulate):
         def definition(x, weight, styles, noise, bias):
             x = modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)
             return bias_act(x, bias, act=act, gain=gain, clamp=clamp)

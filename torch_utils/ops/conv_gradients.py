@@ -7,6 +7,7 @@ PyTorch derives for itself there, and its weight gradients with a stride, take s
 """
 
 import contextlib
+import threading
 from typing import Callable, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from torch_utils.ops.native import load_native
 
-_wanted = {'weights': True}
+_skipped = threading.local()     # on CPU a backward pass runs in the thread that asks for it
 
 
 class Kind(NamedTuple):
@@ -27,17 +28,23 @@ class Kind(NamedTuple):
 
 @contextlib.contextmanager
 def no_weight_gradients():
-    """In here no gradient of a weight is computed (it is None): autograd.grad by images alone would compute them for nothing, as
-    a Python function is not told which of its gradients are asked for. Backward passes outside have them."""
-    before, _wanted['weights'] = _wanted['weights'], False
+    """In here backward passes of this thread leave out the gradients of convolutions' weights: autograd.grad by images alone would
+    compute them for nothing, as a Python function is not told which of its gradients are asked for. For networks whose weights
+    are parameters: nothing flows to what a weight is computed from. Backward passes outside have them."""
+    before, _skipped.weights = skip_weights(), True
     try:
         yield
     finally:
-        _wanted['weights'] = before
+        _skipped.weights = before
+
+
+def skip_weights():
+    """Whether no_weight_gradients is in force here."""
+    return getattr(_skipped, 'weights', False)
 
 
 def _need(ctx, index, weight=False):
-    return ctx.needs_input_grad[index] and (_wanted['weights'] or not weight)
+    return ctx.needs_input_grad[index] and not (weight and skip_weights())
 
 
 class Convolve(torch.autograd.Function):
@@ -131,21 +138,22 @@ POINTWISE = Kind(lambda x, w: _images(_rows(x) @ w[:, :, 0, 0].t(), x), lambda g
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-def _is_ours(x):
-    return x.device.type == 'cpu' and x.dtype == torch.float32 and load_native()
+def _is_ours(x, w):
+    return (x.device.type == 'cpu' and x.dtype == w.dtype == torch.float32 and w.shape[2] == w.shape[3]
+            and not torch.is_autocast_enabled('cpu') and load_native())
 
 
 def conv2d(x, w, stride=1):
     """torch.nn.functional.conv2d(x, w, stride=stride)."""
-    if stride == STRIDE and _is_ours(x):
+    if stride == STRIDE and _is_ours(x, w):
         return Convolve.apply(STRIDED, x, w)
-    if stride == 1 and w.shape[2:] == (1, 1) and _is_ours(x) and x.is_contiguous(memory_format=torch.channels_last):
+    if stride == 1 and w.shape[2:] == (1, 1) and _is_ours(x, w) and x.is_contiguous(memory_format=torch.channels_last):
         return Convolve.apply(POINTWISE, x, w)
     return F.conv2d(x, w, stride=stride)
 
 
 def conv_transpose2d(x, w, stride, padding=0):
     """torch.nn.functional.conv_transpose2d(x, w, stride=stride, padding=padding)."""
-    if padding == 0 and stride == STRIDE and _is_ours(x):
+    if padding == 0 and stride == STRIDE and _is_ours(x, w):
         return Spread.apply(STRIDED, x, w, [(size - 1) * stride + w.shape[-1] for size in x.shape[2:]])
     return F.conv_transpose2d(x, w, stride=stride, padding=padding)

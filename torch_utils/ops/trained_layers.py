@@ -14,9 +14,10 @@ from torch_utils.ops.native import load_native
 SLOPES = {'linear': 1.0, 'lrelu': 0.2}   # activations that are told by the slope of negative values
 
 
-def can_activate(x, act):
-    """Whether `activation` takes images x [N, C, H, W] and the activation of that name."""
-    return (x.device.type == 'cpu' and x.ndim == 4 and act in SLOPES and x.dtype in upfirdn2d.NATIVE_TYPES
+def can_activate(x, act, gain):
+    """Whether `activation` takes images x [N, C, H, W] and the activation of that name with a gain: one above 0, for the
+    result's sign is to tell that of its argument."""
+    return (x.device.type == 'cpu' and x.ndim == 4 and act in SLOPES and gain > 0 and x.dtype in upfirdn2d.NATIVE_TYPES and x.shape[1] > 0
             and x.is_contiguous(memory_format=torch.channels_last) and load_native())
 
 
@@ -26,7 +27,11 @@ def _limit(x, clamp):
 
 
 def activation(x, bias, act, gain, clamp):
-    """bias_act.bias_act(x, bias, act=act, gain=gain, clamp=clamp) with derivatives of any order; ask can_activate first."""
+    """bias_act.bias_act(x, bias, act=act, gain=gain, clamp=clamp) with derivatives of any order; ask can_activate first.
+
+    The derivative is read from the result, which therefore may not be changed in place; a value exactly at the clamp counts as
+    held, where PyTorch's clamp lets the gradient through.
+    """
     return _Activation.apply(x, None if bias is None else bias.float().contiguous(), SLOPES[act], float(gain), _limit(x, clamp))
 
 
@@ -65,10 +70,17 @@ class _ActivationGradient(torch.autograd.Function):
         return by_grad, None, None, None, None
 
 
-def can_train(x, weight, bias, act, up, padding, resample_filter, demodulate):
+def can_train(x, weight, styles, noise, bias, act, gain, up, padding, resample_filter, demodulate):
     """Whether `layer` takes these arguments of conv2d_resample.modulated_layer."""
-    return (demodulate and bias is not None and act in SLOPES and padding == 1
-            and winograd.can_convolve(x, weight, up, resample_filter))
+    return (demodulate and bias is not None and act in SLOPES and gain > 0 and padding == 1
+            and winograd.can_convolve(x, weight, up, resample_filter) and plain_shapes(x, weight, styles, noise, bias, up))
+
+
+def plain_shapes(x, weight, styles, noise, bias, up):
+    """Whether styles, noise and bias have the shapes that the operators take: what only broadcasts to them is for the definition."""
+    n, _, height, width = x.shape
+    return (styles.shape == (n, weight.shape[1]) and (bias is None or bias.shape == (weight.shape[0],))
+            and (noise is None or (noise.ndim == 4 and noise.shape[0] in (1, n) and noise.shape[1:] == (1, height * up, width * up))))
 
 
 def layer(definition, x, weight, styles, noise, bias, act, gain, clamp, up, resample_filter):
@@ -95,20 +107,23 @@ class _Layer(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, styles, noise, bias, y, scale, energy, resample_filter = ctx.saved_tensors
         if torch.is_grad_enabled():      # second derivatives are wanted
-            inputs = [x, weight, styles, noise, bias]
-            needed = [i for i, need in enumerate(ctx.needs_input_grad[1:6]) if need]
+            needed = [i for i, need in enumerate(ctx.needs_input_grad[1:6]) if need and not (i == 1 and conv_gradients.skip_weights())]
             with torch.enable_grad():
+                # Views: where one input was made of another, what flows that way is the outer pass's to count.
+                inputs = [None if t is None else t.view_as(t) for t in (x, weight, styles, noise, bias)]
                 found = torch.autograd.grad(ctx.definition(*inputs), [inputs[i] for i in needed], grad, create_graph=True)
             grads = dict(zip(needed, found))
             return None, *(grads.get(i) for i in range(5)), None, None, None, None
         _, need_x, need_weight, need_styles, need_noise, *_ = ctx.needs_input_grad
+        need_weight = need_weight and not conv_gradients.skip_weights()
         dz, dbias, dnoise, dscale = torch.ops.omnihead.layer_grad(
             grad.to(y.dtype), y, scale, None if noise is None else noise[:, 0].contiguous(), bias.contiguous(), *ctx.arguments)
-        dweight = dstyles = None
+        dx = dweight = dstyles = None
         if resample_filter is not None:
-            dz, dx = _upsampled_gradients(dz, weight.to(x.dtype), resample_filter)
-        else:
-            dx = winograd.KIND.spread(dz, weight, None)
+            dz = upfirdn2d.upfirdn2d(dz, resample_filter, padding=2, flip_filter=True, gain=4)
+        if need_x or need_styles:
+            dx = winograd.KIND.spread(dz, weight, None) if resample_filter is None \
+                else STRIDED.convolve(dz, weight.to(x.dtype).transpose(0, 1))
         if need_weight:
             dweight = _weight_gradient(x, dz, styles, weight, ctx.half, resample_filter is not None)
         if need_x or need_styles:
@@ -122,12 +137,6 @@ class _Layer(torch.autograd.Function):
         if need_noise and noise.shape[0] == 1:
             dnoise = dnoise.sum(dim=0, keepdim=True)
         return None, dx, dweight, dstyles, dnoise[:, None] if need_noise else None, dbias, None, None, None, None
-
-
-def _upsampled_gradients(dz, weight, resample_filter):
-    """(gradient of the transposed convolution's result, of its input) from that of the low-pass filter's result."""
-    dz = upfirdn2d.upfirdn2d(dz, resample_filter, padding=2, flip_filter=True, gain=4)
-    return dz, STRIDED.convolve(dz, weight.transpose(0, 1))
 
 
 def _weight_gradient(x, dz, styles, weight, half, upsampled):

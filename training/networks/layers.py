@@ -35,8 +35,9 @@ class FullyConnectedLayer(nn.Module):
 
     def forward(self, x):
         w, b = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        if b is None:
-            return bias_act(x @ w.t() * self.weight_gain, act=self.activation)
+        if b is None or x.ndim != 2:
+            b = None if b is None else b * self.bias_gain
+            return bias_act(x @ w.t() * self.weight_gain, b, dim=x.ndim - 1, act=self.activation)
         # The product is scaled, not the weights: they are more.
         return bias_act(torch.addmm(b, x, w.t(), beta=self.bias_gain, alpha=self.weight_gain), act=self.activation)
 

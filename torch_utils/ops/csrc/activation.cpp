@@ -176,7 +176,7 @@ int64_t pieces_of(const Extent& e) { return (e.pixels + PIECE - 1) / PIECE; }
 template <typename F>
 void for_pieces(const Extent& e, F work) {
     const int64_t pieces = pieces_of(e);
-    at::parallel_for(0, e.images * pieces, std::max<int64_t>(1, 32768 / (PIECE * e.channels)), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, e.images * pieces, std::max<int64_t>(1, 32768 / (PIECE * e.channels + 1)), [&](int64_t begin, int64_t end) {
         for (int64_t piece = begin; piece < end; piece++) {
             const int64_t first = piece % pieces * PIECE;
             work(piece / pieces, first, std::min(PIECE, e.pixels - first), piece);

@@ -125,7 +125,8 @@ template <typename T>
 struct SeparableRow {
     const T* x;              // the image [height, width, channels]
     T* out;                  // [width, channels]
-    float* columns;          // room for a row filtered along y, [pad + width + pad, channels]
+    float* columns;          // room for a row filtered along y, with what is padded on both sides
+    const T* empty;          // a row of zeros
     Taps taps;
     int64_t channels, oy;
     Axis ax, ay;
@@ -138,9 +139,8 @@ inline __attribute__((always_inline)) void separable_body(const SeparableRow<T>&
     float tap[SEPARABLE];
     for (int64_t k = 0; k < SEPARABLE; ++k) {
         const int64_t iy = r.oy * r.ay.down - r.ay.pad + k;
-        const bool inside = iy >= 0 && iy < r.ay.size;
-        row[k] = r.x + (inside ? iy : 0) * numbers;
-        tap[k] = inside ? r.taps.y[k] : 0;
+        row[k] = iy >= 0 && iy < r.ay.size ? r.x + iy * numbers : r.empty;
+        tap[k] = r.taps.y[k];
     }
     float* columns = r.columns + r.ax.pad * channels;
     for (int64_t i = 0; i < numbers; ++i)
@@ -163,10 +163,11 @@ void filter_separably(const at::Tensor& x, const at::Tensor& out, const Taps& ta
     const T* source = static_cast<const T*>(x.const_data_ptr());
     T* target = static_cast<T*>(out.mutable_data_ptr());
     at::parallel_for(0, n * ay.out, std::max<int64_t>(1, 32768 / (ax.out * channels + 1)), [&](int64_t begin, int64_t end) {
-        std::vector<float> columns(((ax.out - 1) * ax.down + SEPARABLE) * channels + ax.size * channels);
+        std::vector<float> columns(std::max((ax.out - 1) * ax.down + SEPARABLE, ax.pad + ax.size) * channels);
+        const std::vector<T> empty(ax.size * channels);
         for (int64_t line = begin; line < end; ++line)
             separable_row(SeparableRow<T>{source + line / ay.out * ax.size * ay.size * channels, target + line * ax.out * channels,
-                                          columns.data(), taps, channels, line % ay.out, ax, ay});
+                                          columns.data(), empty.data(), taps, channels, line % ay.out, ax, ay});
     });
 }
 

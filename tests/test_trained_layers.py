@@ -152,14 +152,6 @@ def test_strided_convolutions_equal_the_definition(size):
             derivatives(lambda x, w: F.conv_transpose2d(x, w, stride=2), (y, transposed), torch.float64), 1e-5)
 
 
-@pytest.mark.parametrize('channels', [(7, 16), (16, 3)])
-def test_pointwise_convolutions_equal_the_definition(channels):
-    x, weight = images(2, channels[0], 5, 9), torch.randn(*reversed(channels), 1, 1)
-    results = derivatives(conv2d_resample.conv2d_resample, (x, weight), torch.float32)
-    assert results[0].is_contiguous(memory_format=torch.channels_last) and 'Convolve' in type(results[0].grad_fn).__name__
-    compare(results, derivatives(F.conv2d, (x, weight), torch.float64), 1e-5)
-
-
 @pytest.mark.parametrize('convolve', [lambda x, w: conv2d_resample.conv2d_resample(x, w, padding=1),
                                       lambda x, w: conv_gradients.conv2d(x, w, 2)])
 def test_gradient_penalty_computes_no_weight_gradient_that_is_thrown_away(convolve, monkeypatch):

@@ -56,7 +56,7 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
         clamp = None if x.dtype == torch.bfloat16 else clamp
         return winograd.conv3x3(x, weight, up, resample_filter, styles, demodulate, noise, bias, SLOPES[act], gain, clamp)
     # The styles go into whatever is smaller: the weights of a single image, or its few pixels.
-    if (inference or not demodulate) and x.shape[0] == 1 and x.numel() > weight.shape[1] * weight.shape[0]:
+    if inference and x.shape[0] == 1 and x.numel() > weight.shape[1] * weight.shape[0]:
         folded = weight * styles[0, None, :, None, None]
         if demodulate:
             folded = folded * (folded.square().sum(dim=[1, 2, 3], keepdim=True) + 1e-8).rsqrt()

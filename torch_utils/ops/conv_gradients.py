@@ -120,24 +120,6 @@ def _correlate_strided(x, g, kernel):
 STRIDED = Kind(lambda x, w: F.conv2d(x, w, stride=STRIDE), _spread_strided, _correlate_strided)
 
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One tap: products of matrices, the pixels of channels-last images being the rows.
-
-def _rows(x):
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _images(rows, like):
-    return rows.view(like.shape[0], *like.shape[2:], rows.shape[1]).permute(0, 3, 1, 2)
-
-
-POINTWISE = Kind(lambda x, w: _images(_rows(x) @ w[:, :, 0, 0].t(), x), lambda g, w, size: _images(_rows(g) @ w[:, :, 0, 0], g),
-                 lambda x, g, kernel: (_rows(x).t() @ _rows(g)).t()[:, :, None, None])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
 def _is_ours(x, w):
     return (x.device.type == 'cpu' and x.dtype == w.dtype == torch.float32 and w.shape[2] == w.shape[3]
             and not torch.is_autocast_enabled('cpu') and load_native())
@@ -147,8 +129,6 @@ def conv2d(x, w, stride=1):
     """torch.nn.functional.conv2d(x, w, stride=stride)."""
     if stride == STRIDE and _is_ours(x, w):
         return Convolve.apply(STRIDED, x, w)
-    if stride == 1 and w.shape[2:] == (1, 1) and _is_ours(x, w) and x.is_contiguous(memory_format=torch.channels_last):
-        return Convolve.apply(POINTWISE, x, w)
     return F.conv2d(x, w, stride=stride)
 
 

@@ -186,7 +186,7 @@ def test_filters_that_are_not_separable_or_have_no_sum(name):
     torch.testing.assert_close(upfirdn2d(x, f, padding=2).double(), upfirdn2d(x.double(), f.double(), padding=2), rtol=0, atol=1e-5)
 
 
-def test_dense_images_of_a_discriminator(monkeypatch):
+def test_gradient_penalty_of_a_discriminators_layer(monkeypatch):
     """The gradient penalty of a whole convolutional layer by the fast path and by plain PyTorch."""
     module = Conv2dLayer(16, 32, 3, activation='lrelu', down=2)
     x = images(2, 16, 16, 16)

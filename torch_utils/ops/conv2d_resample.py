@@ -1,8 +1,8 @@
 """2-D convolution with optional up- or downsampling, and its style-modulated form (StyleGAN2, 1912.04958, section 2.2).
 
 Plain PyTorch, the definition; first and second derivatives come from autograd. 3x3 convolutions that keep the size are
-C++ operators where these are faster (winograd.py), so are whole layers of which nothing needs a gradient; or the styles go
-into the weights of a single image.
+C++ operators where these are faster (winograd.py), so are whole layers, in inference as in training (trained_layers.py), and
+the derivatives of strided ones (conv_gradients.py); or the styles go into the weights of a single image.
 """
 
 import torch
@@ -31,19 +31,19 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
     if down > 1:
         before, after = padding + (fw - down + 1) // 2, padding + (fw - down) // 2
         if kernel == 1:
-            return conv_gradients.conv2d(upfirdn2d(x, f, down=down, padding=(before, after, before, after)), w)
+            return F.conv2d(upfirdn2d(x, f, down=down, padding=(before, after, before, after)), w)
         return conv_gradients.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), w, down)
     if up > 1:
         before, after = padding + (fw + up - 1) // 2, padding + (fw - up) // 2
         if kernel == 1:
-            x = conv_gradients.conv2d(x, w)
+            x = F.conv2d(x, w)
             return upfirdn2d(x, f, up=up, padding=(before, after, before, after), gain=up * up)
         # Zero insertion and convolution are one transposed convolution, whose own border already counts as padding.
         before, after = before - (kernel - 1), after - (kernel - up)
         inner = max(min(-before, -after), 0)
         x = conv_gradients.conv_transpose2d(x, w.transpose(0, 1), up, inner)
         return upfirdn2d(x, f, padding=(before + inner, after + inner, before + inner, after + inner), gain=up * up)
-    return conv_gradients.conv2d(x, w) if padding == 0 else F.conv2d(x, w, padding=padding)
+    return F.conv2d(x, w, padding=padding)
 
 
 def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=None, clamp=None, up=1, padding=0, resample_filter=None,

@@ -124,16 +124,14 @@ class _Layer(torch.autograd.Function):
         if need_x or need_styles:
             dx = winograd.KIND.spread(dz, weight, None) if resample_filter is None \
                 else STRIDED.convolve(dz, weight.to(x.dtype).transpose(0, 1))
-        if need_weight:
-            dweight = _weight_gradient(x, dz, styles, weight, ctx.half, resample_filter is not None)
-        if need_x or need_styles:
             dstyles = torch.ops.omnihead.modulation_grad(dx, x, styles.contiguous())
         # The demodulation: scale = (styles^2 energy + 1e-8)^(-1/2).
         by_square = -0.5 * scale ** 3 * dscale                                                       # [N, O]
         if need_styles:
             dstyles = dstyles + 2 * styles * (by_square @ energy.t())
         if need_weight:
-            dweight = dweight.add_(weight * (by_square.t() @ styles.square())[:, :, None, None], alpha=2)
+            dweight = _weight_gradient(x, dz, styles, weight, ctx.half, resample_filter is not None)
+            dweight.add_(weight * (by_square.t() @ styles.square())[:, :, None, None], alpha=2)
         if need_noise and noise.shape[0] == 1:
             dnoise = dnoise.sum(dim=0, keepdim=True)
         return None, dx, dweight, dstyles, dnoise[:, None] if need_noise else None, dbias, None, None, None, None

@@ -62,7 +62,7 @@ struct Gradients {
     Slot *slots;                   // of the blocks in turn, where there is no grid
     float *w1, *b1, *density_row, *density_bias, *w2, *b2;
     float *origins, *directions;   // [R, 3] or both null
-    bool decoder;                  // whether w1, b1, ..., b2 are wanted: without, w1, w2 and b2 stay as they are
+    bool decoder;                  // whether w1, b1, ..., b2 are wanted; without, what stands there means nothing
 };
 
 // The same functions for one instruction set. `scratch` holds scratch_floats() floats and starts as zeros.

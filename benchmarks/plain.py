@@ -16,7 +16,7 @@ from training.networks import stylegan2
 
 
 def grouped_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=None, clamp=None, up=1, padding=0, resample_filter=None,
-                  demodulate=True):
+                  demodulate=True, products=None):
     """conv2d_resample.modulated_layer with the weights of every sample in a convolution of N groups."""
     if torch.is_grad_enabled():
         x = conv2d_resample.modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)

@@ -9,7 +9,7 @@ from dnnlib import UserError
 from dnnlib.cli import ByteSize, FiniteFloat, SeedRange, require_fast_option, trust_pickle_option
 from inference import heads, shapes
 from inference.images import IMAGE_MODES
-from training.networks.precision import PRECISIONS
+from training.networks.precision import INFERENCE_PRECISIONS
 
 
 class NameList(click.ParamType):
@@ -56,7 +56,7 @@ def gpus_option():
 
 def precision_option():
     """--precision: the type that convolutions compute in."""
-    return click.option('--precision', type=click.Choice(PRECISIONS), default='auto', show_default=True,
+    return click.option('--precision', type=click.Choice(INFERENCE_PRECISIONS), default='auto', show_default=True,
                         help='Type the convolutions compute in; auto: the fastest whose pictures look the same.')
 
 

@@ -9,8 +9,9 @@ import camera_utils
 import reference
 from dnnlib import UserError
 from torch_utils.misc import cpu_multiplies_bfloat16, half_dtype
+from torch_utils.ops import winograd
 from training.losses import adversarial
-from training.networks.precision import PRECISIONS, resolve_precision, set_half_type, set_precision
+from training.networks.precision import INFERENCE_PRECISIONS, resolve_precision, set_half_type, set_precision
 from training.networks.stylegan2 import SynthesisBlock
 from training.schedules import Schedule
 from training.snapshot import load_network
@@ -49,10 +50,10 @@ def test_the_carried_network():
 @torch.no_grad()
 def check(generator, ws, c):
     expected, planes = images(generator, ws, c, 'float32')
-    for precision in ('auto', 'bf16'):
+    for precision in ('auto', 'bf16', *(['int16'] if winograd.multiplies('int16') else [])):
         image, half_planes = images(generator, ws, c, precision)
         assert psnr(image, expected) > LEAST_PSNR, precision
-        if resolve_precision(precision, CPU) == 'bf16':
+        if resolve_precision(precision, CPU) != 'float32':
             assert not torch.equal(planes, half_planes), 'the precision changed nothing'
 
 
@@ -63,7 +64,16 @@ def test_auto_takes_16_bits_where_they_pay():
     assert resolve_precision('auto', torch.device('mps')) == 'float32'
 
 
-@pytest.mark.parametrize('precision,device', [('tf32', 'cpu'), ('tf32', 'mps'), ('fp16', 'cpu'), ('half', 'cuda')])
+@pytest.mark.skipif(cpu_multiplies_bfloat16() or not winograd.integers_pay(), reason='products of integers are not the fastest here')
+def test_auto_takes_integers_where_they_pay(monkeypatch):
+    assert resolve_precision('auto', CPU) == 'int16'
+    monkeypatch.setenv('OMNIHEAD_NATIVE', '0')
+    assert resolve_precision('auto', CPU) == 'float32'
+    with pytest.raises(UserError, match='--precision int16'):
+        resolve_precision('int16', CPU)
+
+
+@pytest.mark.parametrize('precision,device', [('tf32', 'cpu'), ('tf32', 'mps'), ('fp16', 'cpu'), ('half', 'cuda'), ('int16', 'cuda')])
 def test_what_a_device_lacks_is_refused(precision, device):
     with pytest.raises(UserError, match=f'--precision {precision}'):
         resolve_precision(precision, torch.device(device))
@@ -71,13 +81,14 @@ def test_what_a_device_lacks_is_refused(precision, device):
 
 def test_every_precision_is_kept_by_the_blocks():
     block = SynthesisBlock(8, 8, 16, 8, 3)
-    for precision in PRECISIONS:
-        if precision in ('tf32', 'fp16'):
+    for precision in INFERENCE_PRECISIONS:
+        if precision in ('tf32', 'fp16') or (precision == 'int16' and not winograd.multiplies('int16')):
             continue
         set_precision(block, precision, CPU)
         x, _ = block(torch.randn(1, 8, 4, 4), torch.randn(1, 3, 4, 4), torch.randn(1, 3, 16))
-        wanted = {'float32': torch.float32, 'bf16': torch.bfloat16, 'auto': half_dtype(CPU)}[precision]
+        wanted = {'float32': torch.float32, 'bf16': torch.bfloat16, 'int16': torch.float32, 'auto': half_dtype(CPU)}[precision]
         assert x.dtype == wanted, precision
+        assert block.conv0.products == block.torgb.products == ('int16' if resolve_precision(precision, CPU) == 'int16' else None)
 
 
 @pytest.mark.parametrize('path', reference.files('losses_panohead*.npz'))

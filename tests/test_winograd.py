@@ -1,4 +1,4 @@
-"""3x3 convolutions by minimal filtering against their definition in plain PyTorch."""
+"""Convolutions by minimal filtering, and of one tap, against their definition in plain PyTorch."""
 
 import pytest
 import torch
@@ -10,16 +10,18 @@ from torch_utils.ops.upfirdn2d import setup_filter
 
 pytestmark = pytest.mark.skipif(not load_native(), reason='the C++ operators cannot be built here')
 
-# Batch, channels in and out, height and width: odd sizes, several groups of channels, more tiles than a block has.
-SHAPES = [(2, 32, 64, 13, 9), (1, 16, 48, 8, 8), (3, 64, 128, 5, 30), (1, 16, 16, 1, 1), (1, 48, 80, 40, 3), (0, 16, 16, 8, 8)]
+# Batch, channels in and out, height and width: odd sizes, several groups of channels, more tiles than a block or a strip has.
+SHAPES = [(2, 32, 64, 13, 9), (1, 16, 48, 8, 8), (3, 64, 128, 5, 30), (1, 16, 16, 1, 1), (1, 48, 80, 40, 3), (2, 16, 16, 90, 60),
+          (5, 16, 32, 36, 32), (0, 16, 16, 8, 8)]
 
 
-def layer(n, channels, out, height, width, up, dtype):
+def layer(n, channels, out, height, width, up, dtype, kernel=3, separable=False):
     """Arguments of modulated_layer."""
     noise = torch.randn(n or 1, 1, height * up, width * up)
-    return dict(x=torch.randn(n, channels, height, width).to(dtype), weight=torch.randn(out, channels, 3, 3),
-                styles=torch.rand(n, channels) + 0.5, noise=noise, bias=torch.randn(out), act='lrelu', gain=1.3, up=up, padding=1,
-                resample_filter=setup_filter([1, 3, 3, 1]) + 0.01 * torch.randn(4, 4))
+    return dict(x=torch.randn(n, channels, height, width).to(dtype), weight=torch.randn(out, channels, kernel, kernel),
+                styles=torch.rand(n, channels) + 0.5, noise=noise, bias=torch.randn(out), act='lrelu', gain=1.3, up=up, padding=kernel // 2,
+                resample_filter=torch.outer(torch.rand(4), torch.rand(4)) if separable
+                else setup_filter([1, 3, 3, 1]) + 0.01 * torch.randn(4, 4))
 
 
 def definition(x, weight, styles, noise, bias, act, gain, clamp=None, **kwargs):
@@ -29,14 +31,19 @@ def definition(x, weight, styles, noise, bias, act, gain, clamp=None, **kwargs):
     return bias_act(y, bias, act=act, gain=gain, clamp=clamp)
 
 
-def fused(x, weight, styles, noise, bias, act, gain, up, padding, resample_filter, clamp=None):
-    return winograd.conv3x3(x, weight, up, resample_filter, styles, True, noise, bias, 0.2, gain, clamp)
+def fused(x, weight, styles, noise, bias, act, gain, up, padding, resample_filter, clamp=None, products=None):
+    return winograd.convolve(x, weight, up, resample_filter, styles, True, noise, bias, 0.2, gain, clamp, products)
 
 
-@pytest.mark.parametrize('up', [1, 2])
+def relative_error(result, expected):
+    """Root of the mean square of the difference, in standard deviations of what was expected."""
+    return float((result.double() - expected).square().mean().sqrt() / expected.std())
+
+
+@pytest.mark.parametrize('up,kernel,separable', [(1, 3, False), (2, 3, False), (2, 3, True), (1, 1, False)])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_float32_equals_the_definition(shape, up):
-    kwargs = layer(*shape, up, torch.float32)
+def test_float32_equals_the_definition(shape, up, kernel, separable):
+    kwargs = layer(*shape, up, torch.float32, kernel, separable)
     result = fused(**kwargs, clamp=2.0)
     expected = definition(**kwargs, clamp=2.0)
     assert result.shape == expected.shape and result.dtype == torch.float32
@@ -48,8 +55,66 @@ def test_bfloat16_is_near_the_definition(up):
     kwargs = layer(2, 64, 64, 12, 12, up, torch.bfloat16)
     result, expected = fused(**kwargs), definition(**kwargs)
     assert result.dtype == torch.bfloat16
-    error = (result.double() - expected).square().mean().sqrt() / expected.std()
-    assert error < 0.02, f'relative error {error:.4f}'
+    assert relative_error(result, expected) < 0.02
+
+
+integers = pytest.mark.skipif(not load_native() or not winograd.multiplies('int16'), reason='no products of integers on this processor')
+
+
+@integers
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('up,kernel', [(1, 3), (2, 3), (1, 1)])
+@pytest.mark.parametrize('shape', [*SHAPES[:3], SHAPES[5], (1, 512, 16, 9, 9)])
+def test_int16_is_near_the_definition(shape, up, kernel, dtype):
+    kwargs = layer(*shape, up, dtype, kernel)
+    result, expected = fused(**kwargs, products='int16'), definition(**kwargs)
+    assert result.dtype == dtype and not torch.equal(result, fused(**kwargs))
+    assert relative_error(result, expected) < (2e-3 if dtype == torch.float32 else 0.02)
+
+
+@integers
+def test_int16_has_no_range_of_its_own():
+    """Sums stay within 32 bits, whatever the channels hold, and every tile and channel has its own scale."""
+    kwargs = layer(1, 64, 32, 24, 24, 1, torch.float32)
+    kwargs['x'][:, :, :12] *= 1e12
+    kwargs['x'][:, :, 12:] *= 1e-12
+    kwargs['noise'], kwargs['bias'] = None, None
+    parts = slice(0, 8), slice(16, 24)
+    result = fused(**kwargs, products='int16')
+    expected = conv2d_resample.modulated_layer(**{k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()})
+    for rows in parts:
+        assert relative_error(result[:, :, rows], expected[:, :, rows]) < 2e-3
+    kwargs['x'] = torch.ones(1, 64, 24, 24)           # all products of one sign, in every channel the largest value
+    kwargs['weight'] = torch.ones(32, 64, 3, 3)
+    kwargs['styles'] = torch.ones(1, 64)
+    expected = definition(**{**kwargs, 'noise': torch.zeros(1, 1, 24, 24), 'bias': torch.zeros(32)})
+    torch.testing.assert_close(fused(**kwargs, products='int16').double(), expected, rtol=1e-3, atol=0)
+    kwargs['x'] = torch.zeros(1, 64, 24, 24)
+    assert not fused(**kwargs, products='int16').any()
+
+
+@pytest.mark.parametrize('products', ['float32', pytest.param('int16', marks=integers)])
+@pytest.mark.parametrize('up', [1, 2])
+def test_what_is_no_number_shows(products, up):
+    kwargs = layer(1, 32, 32, 24, 24, up, torch.float32)
+    kwargs['x'][0, 3, 5, 6] = float('nan')
+    found = fused(**kwargs, products=products).isnan().any(dim=1)[0]
+    assert found[5 * up:6 * up, 6 * up:7 * up].all() and not found[16 * up:].any() and not found[:, 16 * up:].any()
+
+
+@pytest.mark.parametrize('products', ['float32', pytest.param('int16', marks=integers)])
+@pytest.mark.parametrize('up', [1, 2])
+def test_threads_share_the_work_without_a_trace(products, up):
+    kwargs = layer(3, 32, 48, 45, 45, up, torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            results.append(fused(**kwargs, products=products))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize('layout', ['channels last', 'transposed', 'strided'])
@@ -69,23 +134,26 @@ def test_noise_of_one_image_goes_to_all():
 
 def test_plain_convolution():
     x, weight = torch.randn(2, 32, 9, 9), torch.randn(48, 32, 3, 3)
-    torch.testing.assert_close(winograd.conv3x3(x, weight), torch.nn.functional.conv2d(x, weight, padding=1), rtol=0, atol=2e-4)
+    torch.testing.assert_close(winograd.convolve(x, weight), torch.nn.functional.conv2d(x, weight, padding=1), rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize('fault', [dict(x=torch.zeros(1, 8, 8, 8)), dict(styles=torch.zeros(1, 3)), dict(bias=torch.zeros(3)),
-                                   dict(x=torch.zeros(1, 16, 8, 8, dtype=torch.float64))])
+@pytest.mark.parametrize('fault', [
+    dict(x=torch.zeros(1, 8, 8, 8)), dict(products='int8'), dict(weight=torch.zeros(16, 16, 5, 5)), dict(styles=torch.zeros(1, 3)),
+    dict(up=2, resample_filter=torch.ones(4, 4), weight=torch.zeros(16, 16, 1, 1)), dict(bias=torch.zeros(3)),
+    dict(x=torch.zeros(1, 16, 8, 8, dtype=torch.float64))])
 def test_wrong_arguments_are_refused(fault):
     kwargs = {'x': torch.zeros(1, 16, 8, 8), 'weight': torch.zeros(16, 16, 3, 3), **fault}
     with pytest.raises(RuntimeError):
-        winograd.conv3x3(**kwargs)
+        winograd.convolve(**kwargs)
 
 
-def test_layers_take_it_where_no_gradient_is_wanted(monkeypatch):
+@pytest.mark.parametrize('up,kernel', [(2, 3), (1, 1)])
+def test_layers_take_it_where_no_gradient_is_wanted(up, kernel, monkeypatch):
     monkeypatch.setattr(winograd, 'LEAST_TILES', 1)
-    kwargs = layer(1, 32, 32, 16, 16, 2, torch.float32)
+    kwargs = layer(1, 32, 32, 16, 16, up, torch.float32, kernel)
     calls = []
-    real = winograd.conv3x3
-    monkeypatch.setattr(winograd, 'conv3x3', lambda *args: calls.append(1) or real(*args))
+    real = winograd.convolve
+    monkeypatch.setattr(winograd, 'convolve', lambda *args: calls.append(1) or real(*args))
     expected = definition(**kwargs)
     torch.testing.assert_close(conv2d_resample.modulated_layer(**kwargs).double(), expected, rtol=0, atol=3e-5)
     assert calls == [1]
@@ -121,10 +189,10 @@ def test_gradients_in_bfloat16_are_near_the_definition(monkeypatch):
     monkeypatch.setattr(winograd, 'LEAST_TILES', 1)
     monkeypatch.setattr(winograd, '_types', lambda: (torch.float32, torch.bfloat16))
     x, weight, grad = torch.randn(2, 64, 12, 12), torch.randn(32, 64, 3, 3), torch.randn(2, 32, 12, 12)
-    results = derivatives(winograd.differentiable_conv3x3, x.bfloat16(), weight, grad.bfloat16())
+    results = derivatives(winograd.differentiable_convolve, x.bfloat16(), weight, grad.bfloat16())
     expected = derivatives(lambda x, weight: torch.nn.functional.conv2d(x, weight, padding=1), *(t.double() for t in (x, weight, grad)))
     assert results[0].dtype == results[1].dtype == torch.bfloat16 and results[2].dtype == torch.float32
-    y = winograd.differentiable_conv3x3(x.bfloat16(), weight.requires_grad_(True))
+    y = winograd.differentiable_convolve(x.bfloat16(), weight.requires_grad_(True))
     results = results[:3] + torch.autograd.grad(y, [weight], grad.bfloat16())
     for result, value in zip(results, (*expected[:3], expected[2])):
         error = (result.double() - value).square().mean().sqrt() / value.std()

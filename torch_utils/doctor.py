@@ -87,7 +87,7 @@ def checks(device, backend):
     yield Check('upfirdn2d (upsampling)', backend, lambda: upfirdn2d.upsample2d(x, f), lambda: plain_upsampling(x, f))
     weight = torch.randn(64, 64, 3, 3, device=device)
     if device.type == 'cpu':
-        yield Check('convolution 3x3, float32', f'{backend}, F(4x4, 3x3)', lambda: winograd.conv3x3(x, weight),
+        yield Check('convolution 3x3, float32', f'{backend}, F(4x4, 3x3)', lambda: winograd.convolve(x, weight),
                     lambda: F.conv2d(x.contiguous(), weight, padding=1))
     if device.type in ('cpu', 'cuda'):
         bias = torch.randn(64, device=device)

@@ -22,7 +22,7 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
     As in the published networks w is correlated with x, but truly convolved (turned by 180 degrees) when upsampling.
     """
     if up == down == 1 and padding == 1 and winograd.can_convolve(x, w):
-        return winograd.differentiable_conv3x3(x, w)
+        return winograd.differentiable_convolve(x, w)
     w = w.to(x.dtype)
     if up > 1 and down > 1:
         raise ValueError(f'up and down cannot both exceed 1, got {up} and {down}')
@@ -47,14 +47,17 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
 
 
 def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=None, clamp=None, up=1, padding=0, resample_filter=None,
-                    demodulate=True):
-    """bias_act of modulated_conv2d, whose arguments these are: a layer of a synthesis network in the fastest way there is."""
+                    demodulate=True, products=None):
+    """bias_act of modulated_conv2d, whose arguments these are: a layer of a synthesis network in the fastest way there is.
+    `products`: see winograd.convolve; where gradients are wanted, or another way is taken, they are of x's type."""
     inference = not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, styles, noise, bias)))
     gain = ACTIVATIONS[act].gain if gain is None else gain
-    if (inference and act in SLOPES and padding == 1 and winograd.can_convolve(x, weight, up, resample_filter)
-            and trained_layers.plain_shapes(x, weight, styles, noise, bias, up)):
+    fast = winograd.can_convolve(x, weight, up, resample_filter) if padding == 1 \
+        else padding == 0 and up == 1 and winograd.can_multiply(x, weight)
+    if inference and fast and act in SLOPES and trained_layers.plain_shapes(x, weight, styles, noise, bias, up):
         clamp = None if x.dtype == torch.bfloat16 else clamp
-        return winograd.conv3x3(x, weight, up, resample_filter, styles, demodulate, noise, bias, SLOPES[act], gain, clamp)
+        return winograd.convolve(x, weight, up, resample_filter, styles, demodulate, noise, bias, SLOPES[act], gain, clamp,
+                                products)
     # The styles go into whatever is smaller: the weights of a single image, or its few pixels.
     if inference and x.shape[0] == 1 and x.numel() > weight.shape[1] * weight.shape[0]:
         folded = weight * styles[0, None, :, None, None]

@@ -95,12 +95,11 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, definition, x, weight, styles, noise, bias, slope, gain, clamp, resample_filter):
-        half = x.dtype == torch.bfloat16
         y, scale, energy = torch.ops.omnihead.winograd_layer(
             x, weight.float().contiguous(), resample_filter, styles.contiguous(), None if noise is None else noise[:, 0].contiguous(),
-            bias.contiguous(), slope, gain, clamp, half)
+            bias.contiguous(), slope, gain, clamp, winograd.products_of(x))
         ctx.save_for_backward(x, weight, styles, noise, bias, y, scale, energy, resample_filter)
-        ctx.definition, ctx.arguments, ctx.half = definition, (slope, gain, clamp), half
+        ctx.definition, ctx.arguments = definition, (slope, gain, clamp)
         return y
 
     @staticmethod
@@ -130,18 +129,18 @@ class _Layer(torch.autograd.Function):
         if need_styles:
             dstyles = dstyles + 2 * styles * (by_square @ energy.t())
         if need_weight:
-            dweight = _weight_gradient(x, dz, styles, weight, ctx.half, resample_filter is not None)
+            dweight = _weight_gradient(x, dz, styles, weight, resample_filter is not None)
             dweight.add_(weight * (by_square.t() @ styles.square())[:, :, None, None], alpha=2)
         if need_noise and noise.shape[0] == 1:
             dnoise = dnoise.sum(dim=0, keepdim=True)
         return None, dx, dweight, dstyles, dnoise[:, None] if need_noise else None, dbias, None, None, None, None
 
 
-def _weight_gradient(x, dz, styles, weight, half, upsampled):
+def _weight_gradient(x, dz, styles, weight, upsampled):
     if not upsampled:
-        return torch.ops.omnihead.winograd_weight_gradient(x, dz, half, styles.contiguous()).to(weight.dtype)
+        return torch.ops.omnihead.winograd_weight_gradient(x, dz, winograd.products_of(x), styles.contiguous()).to(weight.dtype)
     x = x * styles.to(x.dtype)[:, :, None, None]
-    if half:
+    if x.dtype == torch.bfloat16:
         found = conv2d_weight(dz, weight.transpose(0, 1).shape, x, stride=conv_gradients.STRIDE)
     else:
         found = STRIDED.correlate(dz, x, weight.shape[-1])

@@ -1,8 +1,9 @@
-"""3x3 convolutions by minimal filtering, with all that surrounds them in a StyleGAN2 layer, in one operator (C++, CPU).
+"""Convolutions of 3x3 taps by minimal filtering, and of one tap, with all that surrounds them in a StyleGAN2 layer, in one
+operator (C++, CPU).
 
 Winograd's F(4x4, 3x3) (Lavin and Gray 1509.09308) takes a quarter of the products that the definition takes. Upsampling
-layers (transposed convolution, then low-pass filter) are four such convolutions, one for each of the pixels that an
-input pixel becomes. The definition is plain PyTorch: conv2d_resample.modulated_layer.
+layers are a transposed convolution, four smaller convolutions by F(4, 2) and F(4, 1) in each direction, which take 9/16 of the
+definition's products, and then a low-pass filter. The definition is plain PyTorch: conv2d_resample.modulated_layer.
 """
 
 import functools
@@ -13,7 +14,8 @@ from torch_utils.misc import cpu_flags
 from torch_utils.ops.conv_gradients import Convolve, Kind
 from torch_utils.ops.native import load_native
 
-LEAST_TILES = 32        # below, transforming the weights costs more than it spares
+LEAST_TILES = 16        # below, transforming the weights costs more than it spares
+LEAST_PIXELS = 256      # the same for one tap
 CHANNELS = 16           # multiples of it
 
 
@@ -22,8 +24,18 @@ def _types():
     """Types in which this is the fastest convolution here: with AMX that of PyTorch is, in bfloat16."""
     if not load_native():
         return ()
-    half = torch.ops.omnihead.winograd_half_products() and 'amx_bf16' not in cpu_flags()
+    half = multiplies('bfloat16') and 'amx_bf16' not in cpu_flags()
     return (torch.float32, torch.bfloat16) if half else (torch.float32,)
+
+
+def multiplies(products):
+    """Whether there are products of 'bfloat16' or 'int16' here."""
+    return load_native() and torch.ops.omnihead.winograd_multiplies(products)
+
+
+def integers_pay():
+    """Whether products of int16 are the fastest here. With AVX-512 that has not been measured."""
+    return 'avx512f' not in cpu_flags() and multiplies('int16')
 
 
 def can_convolve(x, weight, up=1, resample_filter=None):
@@ -36,29 +48,43 @@ def can_convolve(x, weight, up=1, resample_filter=None):
     return n * -(-height // 4) * -(-width // 4) >= LEAST_TILES and load_native() and x.dtype in _types()
 
 
-def conv3x3(x, weight, up=1, resample_filter=None, styles=None, demodulate=False, noise=None, bias=None, slope=1.0, gain=1.0, clamp=None):
-    """gain * leaky_relu(conv(styles * x) + noise + bias), held to +-clamp; ask can_convolve first. No gradients.
+def can_multiply(x, weight):
+    """Whether the operator takes, and pays for, x [N, I, H, W] and weight [O, I, 1, 1]."""
+    return (x.device.type == 'cpu' and x.dtype == torch.float32 and weight.shape[2:] == (1, 1) and not weight.shape[0] % CHANNELS
+            and not weight.shape[1] % CHANNELS and x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS and load_native())
+
+
+def products_of(x):
+    """Name of the type in which a convolution of x multiplies, unless told otherwise."""
+    return 'bfloat16' if x.dtype == torch.bfloat16 else 'float32'
+
+
+def convolve(x, weight, up=1, resample_filter=None, styles=None, demodulate=False, noise=None, bias=None, slope=1.0, gain=1.0, clamp=None,
+            products=None):
+    """gain * leaky_relu(conv(styles * x) + noise + bias), held to +-clamp; ask can_convolve or can_multiply first. No gradients.
 
     x [N, I, H, W] float32 or bfloat16; weight [O, I, 3, 3], correlated with x, or truly convolved when `up` is 2, as in
-    conv2d_resample; styles [N, I], noise [N or 1, 1, H*up, W*up], bias [O], None for none of them; demodulate: see
+    conv2d_resample, or [O, I, 1, 1]; styles [N, I], noise [N or 1, 1, H*up, W*up], bias [O], None for none of them; demodulate: see
     conv2d_resample.modulated_conv2d; slope of negative values. Result [N, O, H*up, W*up] in x's type, channels last.
+    products: 'float32', 'bfloat16' or 'int16', float32 where there are none of that type; None: x's type. Integers have a scale
+    for every tile and every output channel: an error of 1e-3 of a result's standard deviation or less, where bfloat16 has 1e-2.
     """
     floats = [None if t is None else t.float().contiguous() for t in (styles, None if noise is None else noise[:, 0], bias)]
     limit = float('inf') if clamp is None else float(clamp)
-    return torch.ops.omnihead.winograd_conv3x3(x, weight.float().contiguous(), resample_filter if up == 2 else None, floats[0], demodulate,
-                                               *floats[1:], slope, gain, limit, x.dtype == torch.bfloat16)
+    return torch.ops.omnihead.winograd_convolve(x, weight.float().contiguous(), resample_filter if up == 2 else None, floats[0], demodulate,
+                                               *floats[1:], slope, gain, limit, products or products_of(x))
 
 
 def _convolve(x, weight, turned=False):
-    return torch.ops.omnihead.winograd_conv3x3(x, weight.float().contiguous(), None, None, False, None, None, 1.0, 1.0, float('inf'),
-                                               x.dtype == torch.bfloat16, turned)
+    return torch.ops.omnihead.winograd_convolve(x, weight.float().contiguous(), None, None, False, None, None, 1.0, 1.0, float('inf'),
+                                               products_of(x), turned)
 
 
 KIND = Kind(_convolve, lambda g, weight, size: _convolve(g, weight, turned=True),
-            lambda x, g, kernel: torch.ops.omnihead.winograd_weight_gradient(x, g, x.dtype == torch.bfloat16))
+            lambda x, g, kernel: torch.ops.omnihead.winograd_weight_gradient(x, g, products_of(x)))
 
 
-def differentiable_conv3x3(x, weight):
+def differentiable_convolve(x, weight):
     """torch.nn.functional.conv2d(x, weight, padding=1) with derivatives of any order; ask can_convolve first.
 
     x [N, I, H, W] float32 or bfloat16, weight [O, I, 3, 3] float32 -> [N, O, H, W] in x's type, channels last.

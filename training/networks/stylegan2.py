@@ -30,6 +30,8 @@ def num_latents(resolution):
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, activation. x [N, I, H, W], w [N, w_dim] -> [N, O, H*up, W*up]."""
 
+    products = None   # set by training.networks.precision: the type of products where no gradient is wanted
+
     def __init__(self, in_channels, out_channels, w_dim, resolution, kernel_size=3, up=1, activation='lrelu', conv_clamp=None):
         super().__init__()
         self.resolution, self.up, self.activation, self.conv_clamp = resolution, up, activation, conv_clamp
@@ -56,7 +58,7 @@ class SynthesisLayer(nn.Module):
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         return modulated_layer(x, self.weight, self.affine(w), self.noise(x.shape[0], noise_mode), self.bias, act=self.activation,
                                gain=ACTIVATIONS[self.activation].gain * gain, clamp=clamp, up=self.up, padding=self.padding,
-                               resample_filter=self.resample_filter)
+                               resample_filter=self.resample_filter, products=self.products)
 
 
 class ToRGBLayer(nn.Module):
@@ -64,6 +66,8 @@ class ToRGBLayer(nn.Module):
 
     `exchange` (C, D): the O channels, which are [O/(C D), C, D], come as [O/(C D), D, C].
     """
+
+    products = None   # as SynthesisLayer's
 
     def __init__(self, in_channels, out_channels, w_dim, kernel_size=1, conv_clamp=None):
         super().__init__()
@@ -78,7 +82,7 @@ class ToRGBLayer(nn.Module):
         weight, bias = self.weight, self.bias
         if exchange is not None:
             weight, bias = (t.unflatten(0, (-1, *exchange)).transpose(1, 2).reshape(t.shape) for t in (weight, bias))
-        return modulated_layer(x, weight, styles, bias=bias, clamp=self.conv_clamp, demodulate=False)
+        return modulated_layer(x, weight, styles, bias=bias, clamp=self.conv_clamp, demodulate=False, products=self.products)
 
 
 class SynthesisBlock(nn.Module):

@@ -21,12 +21,17 @@ namespace {
 using at::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t MOST_TILES = 24;   // a worker takes at a time: their transforms fill most of its second-level cache
-constexpr int64_t MOST_ROWS = 256;   // of the matrices whose products are the weight's gradient, for the same reason
+constexpr int64_t WEIGHT_BYTES = 96 << 10;   // that a tile may have to read when its block reads all weights once
+constexpr int64_t BLOCK_BYTES = 8 << 20;     // that the tiles a worker takes at a time may fill
+constexpr int64_t LEAST_TILES = 24, TILE_ROWS = 6;
+constexpr int64_t STRIP_TILES = 256;       // of a layer that doubles the size, before its low-pass filter
+constexpr int64_t MOST_ROWS = 256;         // of the matrices whose products are the weight's gradient
+
+constexpr Phase PLAIN[] = {{3, 3, 0, 0}}, POINTWISE[] = {{1, 1, 0, 0}}, DOUBLING[] = {{2, 2, 0, 0}, {2, 1, 0, 1}, {1, 2, 1, 0}, {1, 1, 1, 1}};
 
 bool has(const char* name) {
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (!std::strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!std::strncmp(name, "avx2", 4)) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!std::strcmp(name, "avx512")) return avx512;
@@ -36,14 +41,28 @@ bool has(const char* name) {
 }
 
 // The best instruction set of this machine, or the lesser one that OMNIHEAD_ISA names; null where there is none of that kind.
-// `half`: products of bfloat16.
-const WinogradKernels* winograd_kernels(bool half) {
+const WinogradKernels* winograd_kernels(Products products) {
     const char* wanted = std::getenv("OMNIHEAD_ISA");
     const bool any = !wanted || !*wanted;
-    for (const WinogradKernels* k : {winograd_avx512bf16(), winograd_avx512(), winograd_avx2(), winograd_baseline()})
-        if (k && has(k->name) && k->half_products == half && (any || !std::strcmp(wanted, k->name))) return k;
-    return half ? nullptr : winograd_baseline();
+    for (const WinogradKernels* k : {winograd_avx512bf16(), winograd_avx512(), winograd_avx2_int16(), winograd_avx2(), winograd_baseline()})
+        if (k && has(k->name) && k->products == products && (any || !std::strcmp(wanted, k->name))) return k;
+    return products == Products::FLOAT32 ? winograd_baseline() : nullptr;
 }
+
+Products products_named(c10::string_view name) {
+    if (name == "float32") return Products::FLOAT32;
+    if (name == "bfloat16") return Products::BFLOAT16;
+    TORCH_CHECK(name == "int16", "products must be float32, bfloat16 or int16, got ", name);
+    return Products::INT16;
+}
+
+// Those that multiply what was asked for, else float.
+const WinogradKernels& kernels_of(c10::string_view products) {
+    const WinogradKernels* k = winograd_kernels(products_named(products));
+    return k ? *k : *winograd_kernels(Products::FLOAT32);
+}
+
+bool winograd_multiplies(c10::string_view products) { return winograd_kernels(products_named(products)) != nullptr; }
 
 const float* checked(const Optional& t, const char* name, at::IntArrayRef shape) {
     if (!t) return nullptr;
@@ -51,23 +70,24 @@ const float* checked(const Optional& t, const char* name, at::IntArrayRef shape)
     return t->const_data_ptr<float>();
 }
 
-bool winograd_half_products() { return winograd_kernels(true) != nullptr; }
+// A low-pass filter as it meets the rows and columns of the transposed convolution, times 4, for three of four values were zeros.
+struct LowPass {
+    float taps[16], column[4], row[4];
+    bool separable;   // taps are the products of column and row, but for rounding
+};
 
-// Taps of each of the four pixels that one pixel becomes, from those of the weight: in one direction tap a of the weight
-// meets tap a - p + 1 + 2 d of the turned filter at distance d (-1, 0, 1) of phase p.
-std::vector<float> phase_taps(const Optional& filter) {
-    if (!filter) return {};
-    TORCH_CHECK(filter->sizes() == at::IntArrayRef({4, 4}), "winograd_conv3x3: a low-pass filter of 4x4 taps is needed");
-    const Tensor f = filter->to(at::kFloat).contiguous();
-    const float* taps = f.const_data_ptr<float>();
-    std::vector<float> out(4 * 9 * 9, 0.0f);
-    for (int p = 0; p < 4; p++)
-        for (int d = 0; d < 9; d++)
-            for (int a = 0; a < 9; a++) {
-                const int y = a / 3 - p / 2 + 2 * (d / 3) - 1, x = a % 3 - p % 2 + 2 * (d % 3) - 1;
-                if (y >= 0 && y < 4 && x >= 0 && x < 4) out[(p * 9 + d) * 9 + a] = 4 * taps[(3 - y) * 4 + 3 - x];
-            }
-    return out;
+LowPass low_pass_of(const Optional& filter) {
+    LowPass f{};
+    if (!filter) return f;
+    TORCH_CHECK(filter->sizes() == at::IntArrayRef({4, 4}), "winograd_convolve: a low-pass filter of 4x4 taps is needed");
+    const Tensor taps = filter->to(at::kFloat).flip({0, 1}).mul(4).contiguous();
+    std::copy_n(taps.const_data_ptr<float>(), 16, f.taps);
+    const int64_t largest = std::max_element(f.taps, f.taps + 16, [](float a, float b) { return std::abs(a) < std::abs(b); }) - f.taps;
+    f.separable = f.taps[largest] != 0;
+    for (int a = 0; a < 4; a++) f.row[a] = f.taps[largest / 4 * 4 + a], f.column[a] = f.taps[4 * a + largest % 4] / f.taps[largest];
+    for (int a = 0; a < 16; a++)
+        f.separable = f.separable && std::abs(f.column[a / 4] * f.row[a % 4] - f.taps[a]) <= 1e-6f * std::abs(f.taps[largest]);
+    return f;
 }
 
 // [N, O] factors that bring the convolution of inputs scaled by styles [N, I] to unit variance; energy [I, O].
@@ -86,22 +106,105 @@ Tensor demodulation(const Convolution& c, const float* energy, const at::TensorO
     return out;
 }
 
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t tiles_of(const Convolution& c, const Strip& s, Phase p, int64_t tile) {
+    return s.images * ceil_div(s.rows + (p.rows == 2 && s.last), tile) * ceil_div(c.w + (p.columns == 2), tile);
+}
+
+// All images at once, or as much as there is room for before the low-pass filter: images, or rows of one.
+std::vector<Strip> strips_of(const Convolution& c, int64_t tile) {
+    if (c.up == 1) return {{0, c.n, 0, c.h, true}};
+    std::vector<Strip> strips;
+    const int64_t most = std::max<int64_t>(STRIP_TILES, 64 * at::get_num_threads());
+    const int64_t wide = ceil_div(c.w, tile), per_image = wide * ceil_div(c.h, tile);
+    if (per_image <= most) {
+        const int64_t images = std::max<int64_t>(1, most / std::max<int64_t>(1, per_image));
+        for (int64_t n = 0; n < c.n; n += images) strips.push_back({n, std::min(images, c.n - n), 0, c.h, true});
+        return strips;
+    }
+    const int64_t rows = std::max<int64_t>(1, most / wide) * tile;
+    for (int64_t n = 0; n < c.n; n++)
+        for (int64_t row = 0; row < c.h; row += rows) strips.push_back({n, 1, row, std::min(rows, c.h - row), row + rows >= c.h});
+    return strips;
+}
+
+struct Work { Phase phase; const unsigned char* weights; int64_t first, end; };   // tiles of a strip
+
+// A strip in blocks of about equal size, as large as caches hold and as many as there are threads.
+std::vector<Work> work_of(const WinogradKernels& k, Convolution& c, const Strip& s, c10::ArrayRef<Phase> phases,
+                          c10::ArrayRef<unsigned char*> weights) {
+    int64_t all = 0;
+    for (Phase p : phases) all += tiles_of(c, s, p, k.tile);
+    const int64_t share = ceil_div(all, at::get_num_threads());
+    const int64_t wanted = std::max<int64_t>(LEAST_TILES, (weights.back() - weights.front()) / WEIGHT_BYTES);
+    const int64_t most = std::min({wanted, std::max<int64_t>(LEAST_TILES, BLOCK_BYTES / k.tile_bytes(c)), std::max<int64_t>(share, 1)});
+    std::vector<Work> work;
+    c.block = 0;
+    for (size_t p = 0; p < phases.size(); p++) {
+        const int64_t tiles = tiles_of(c, s, phases[p], k.tile);
+        if (tiles == 0) continue;
+        const int64_t block = ceil_div(ceil_div(tiles, ceil_div(tiles, most)), TILE_ROWS) * TILE_ROWS;
+        c.block = std::max(c.block, block);
+        for (int64_t t = 0; t < tiles; t += block) work.push_back({phases[p], weights[p], t, std::min(tiles, t + block)});
+    }
+    return work;
+}
+
+// Rows of the strip's results: those whose last tap is there.
+void low_pass(const WinogradKernels& k, const Convolution& c, const Strip& s) {
+    const int64_t first = s.first_row == 0 ? 0 : 2 * s.first_row - 2, end = s.last ? 2 * c.h : 2 * (s.first_row + s.rows) - 2;
+    at::parallel_for(0, s.images * (end - first), 4, [&](int64_t begin, int64_t stop) {
+        for (int64_t r = begin; r < stop;) {
+            const int64_t image = r / (end - first), from = r % (end - first), to = std::min(end - first, from + stop - r);
+            k.low_pass(c, s, s.first_image + image, first + from, first + to);
+            r += to - from;
+        }
+    });
+}
+
+void convolve(const WinogradKernels& k, Convolution& c, c10::ArrayRef<Phase> phases, c10::ArrayRef<unsigned char*> weights,
+              const at::TensorOptions& floats) {
+    const std::vector<Strip> strips = strips_of(c, k.tile);
+    Tensor between;
+    if (c.up == 2) {
+        int64_t images = 0;
+        for (const Strip& s : strips) images = std::max(images, s.images), c.ring = std::max(c.ring, 2 * s.rows + 4);
+        between = at::zeros({images * c.ring + 1, 2 * c.w + 3, c.out}, floats);
+        c.between = between.mutable_data_ptr<float>();
+    }
+    for (const Strip& s : strips) {
+        const std::vector<Work> work = work_of(k, c, s, phases, weights);
+        at::parallel_for(0, work.size(), 1, [&](int64_t begin, int64_t end) {
+            Tensor scratch = at::empty({k.scratch_bytes(c)}, floats.dtype(at::kByte));
+            for (int64_t i = begin; i < end; i++)
+                k.run(c, s, work[i].phase, work[i].weights, work[i].first, work[i].end, scratch.mutable_data_ptr<unsigned char>());
+        });
+        if (c.up == 2) low_pass(k, c, s);
+    }
+}
+
 // The result, and what its gradient needs besides: the factors of the demodulation [N, O] (undefined without) and the sums of
 // squares over the taps [I, O].
 std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles,
                                          bool demodulate, const Optional& noise, const Optional& bias, double slope, double gain,
-                                         double clamp, bool half_products, bool turned) {
-    TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "winograd_conv3x3 takes x [N, I, H, W] and weight [O, I, 3, 3]");
-    TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "winograd_conv3x3 takes float32 or bfloat16");
+                                         double clamp, c10::string_view products, bool turned) {
+    TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "winograd_convolve takes x [N, I, H, W] and weight [O, I, 3, 3]");
+    TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "winograd_convolve takes float32 or bfloat16");
+    TORCH_CHECK(!(upsampling && turned), "winograd_convolve: a layer that doubles the size has no turned weights");
     const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
-    const std::vector<float> phases = phase_taps(upsampling);
+    const LowPass filter = low_pass_of(upsampling);
     Convolution c{};
     c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(turned ? 1 : 0);
     c.up = upsampling ? 2 : 1;
-    TORCH_CHECK(c.in % 16 == 0 && c.out % 16 == 0, "winograd_conv3x3 takes multiples of 16 channels, got ", c.in, " and ", c.out);
-    c.weight = checked(weight, "weight", {turned ? c.in : c.out, turned ? c.out : c.in, 3, 3});
+    TORCH_CHECK(c.in % 16 == 0 && c.out % 16 == 0, "winograd_convolve takes multiples of 16 channels, got ", c.in, " and ", c.out);
+    const int64_t kernel = weight.size(2);
+    TORCH_CHECK(kernel == 3 || (kernel == 1 && c.up == 1), "winograd_convolve takes weights of 3x3 taps, or of one without upsampling");
+    c.weight = checked(weight, "weight", {turned ? c.in : c.out, turned ? c.out : c.in, kernel, kernel});
+    c.taps = kernel * kernel;
     c.turned = turned;
-    c.phases = phases.data();
+    c.filter = filter.taps;
+    if (filter.separable) c.column_taps = filter.column, c.row_taps = filter.row;
     c.in_scale = checked(styles, "styles", {c.n, c.in});
     c.noise_each = noise && noise->size(0) == c.n;
     c.noise = checked(noise, "noise", {c.noise_each ? c.n : 1, c.h * c.up, c.w * c.up});
@@ -111,48 +214,47 @@ std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weig
     c.slope = float(slope), c.gain = float(gain), c.clamp = float(clamp);
     Tensor y = at::empty({c.n, c.out, c.h * c.up, c.w * c.up}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
     c.y = y.mutable_data_ptr();
-    const WinogradKernels* kernels = half_products ? winograd_kernels(true) : nullptr;
-    const WinogradKernels& k = kernels ? *kernels : *winograd_kernels(false);
-    c.tiles_high = (c.h + k.tile - 1) / k.tile, c.tiles_wide = (c.w + k.tile - 1) / k.tile;
-    const int64_t tiles = c.n * c.tiles_high * c.tiles_wide, share = (tiles + at::get_num_threads() - 1) / at::get_num_threads();
-    c.block = std::min(MOST_TILES, (share + 5) / 6 * 6);
+    const WinogradKernels& k = kernels_of(products);
+    const c10::ArrayRef<Phase> phases = c.up == 2    ? c10::ArrayRef<Phase>(DOUBLING)
+                                          : kernel == 3 ? c10::ArrayRef<Phase>(PLAIN)
+                                                        : c10::ArrayRef<Phase>(POINTWISE);
     const at::TensorOptions floats = x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous);
-    Tensor transformed = at::empty({k.transformed_floats(c)}, floats), energy = at::empty({c.in, c.out}, floats), scale;
-    float* u = transformed.mutable_data_ptr<float>();
+    int64_t bytes = 0;
+    for (Phase p : phases) bytes += k.weight_bytes(c, p);
+    Tensor transformed = at::empty({bytes}, floats.dtype(at::kByte)), energy = at::empty({c.in, c.out}, floats), scale;
+    std::vector<unsigned char*> weights{transformed.mutable_data_ptr<unsigned char>()};
+    for (Phase p : phases) weights.push_back(weights.back() + k.weight_bytes(c, p));
     c.energy = energy.mutable_data_ptr<float>();
-    at::parallel_for(0, c.in / 16, 1, [&](int64_t begin, int64_t end) { k.transform(c, u, 16 * begin, 16 * end); });
+    at::parallel_for(0, k.groups(c), 1, [&](int64_t begin, int64_t end) {
+        Tensor room = at::empty({k.transform_floats(c)}, floats);
+        for (int64_t g = begin; g < end; g++) k.transform(c, phases.data(), int(phases.size()), weights.data(), g, room.mutable_data_ptr<float>());
+    });
     if (demodulate) {
         scale = demodulation(c, c.energy, floats);
         c.out_scale = scale.const_data_ptr<float>();
     }
-    const int64_t blocks = tiles == 0 ? 0 : (tiles + c.block - 1) / c.block;
-    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-        Tensor scratch = at::zeros({k.scratch_floats(c)}, floats);
-        for (int64_t b = begin; b < end; b++)
-            k.run(c, u, b * c.block, std::min(tiles, (b + 1) * c.block), scratch.mutable_data_ptr<float>());
-    });
+    convolve(k, c, phases, weights, floats);
     return {y, scale, energy};
 }
 
-Tensor winograd_conv3x3(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles, bool demodulate,
-                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, bool half_products,
+Tensor winograd_convolve(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles, bool demodulate,
+                        const Optional& noise, const Optional& bias, double slope, double gain, double clamp, c10::string_view products,
                         bool turned) {
-    return std::get<0>(layer(input, weight, upsampling, styles, demodulate, noise, bias, slope, gain, clamp, half_products, turned));
+    return std::get<0>(layer(input, weight, upsampling, styles, demodulate, noise, bias, slope, gain, clamp, products, turned));
 }
 
 std::tuple<Tensor, Tensor, Tensor> winograd_layer(const Tensor& input, const Tensor& weight, const Optional& upsampling,
                                                   const Tensor& styles, const Optional& noise, const Tensor& bias, double slope,
-                                                  double gain, double clamp, bool half_products) {
-    return layer(input, weight, upsampling, styles, true, noise, bias, slope, gain, clamp, half_products, false);
+                                                  double gain, double clamp, c10::string_view products) {
+    return layer(input, weight, upsampling, styles, true, noise, bias, slope, gain, clamp, products, false);
 }
 
 // What unfold() reads: all tiles of x.
-Convolution tiles_of(const WinogradKernels& k, const Tensor& x) {
+Convolution images_of(const Tensor& x) {
     Convolution c{};
     c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3);
     c.half = x.scalar_type() == at::kBFloat16;
     c.x = x.const_data_ptr();
-    c.tiles_high = (c.h + k.tile - 1) / k.tile, c.tiles_wide = (c.w + k.tile - 1) / k.tile;
     return c;
 }
 
@@ -160,7 +262,7 @@ Convolution tiles_of(const WinogradKernels& k, const Tensor& x) {
 Tensor unfolded(const WinogradKernels& k, Convolution c, bool gradient, int64_t first, int64_t end) {
     c.block = end - first;
     const int64_t area = (k.tile + 2) * (k.tile + 2), step = k.matrix_step(c);
-    Tensor out = at::empty({area, step}, at::TensorOptions().dtype(k.half_products ? at::kBFloat16 : at::kFloat));
+    Tensor out = at::empty({area, step}, at::TensorOptions().dtype(k.products == Products::BFLOAT16 ? at::kBFloat16 : at::kFloat));
     void* target = out.mutable_data_ptr();
     at::parallel_for(first, end, 8, [&](int64_t begin, int64_t stop) { k.unfold(c, gradient, first, begin, stop, target); });
     return out.as_strided({area, c.block, c.in}, {step, c.in, 1});
@@ -168,7 +270,7 @@ Tensor unfolded(const WinogradKernels& k, Convolution c, bool gradient, int64_t 
 
 // Gradient [O, I, 3, 3] float of the weight of a plain convolution of `input` [N, I, H, W], times styles [N, I] if there are any,
 // from that of its result.
-Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, bool half_products, const Optional& styles) {
+Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, c10::string_view products, const Optional& styles) {
     TORCH_CHECK(input.dim() == 4 && result_grad.dim() == 4 && input.size(0) == result_grad.size(0) &&
                 input.sizes().slice(2) == result_grad.sizes().slice(2),
                 "winograd_weight_gradient takes input [N, I, H, W] and gradient [N, O, H, W]");
@@ -176,13 +278,13 @@ Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, 
         TORCH_CHECK((t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16) && t.size(1) % 16 == 0,
                     "winograd_weight_gradient takes float32 or bfloat16, and multiples of 16 channels");
     const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast), grad = result_grad.contiguous(at::MemoryFormat::ChannelsLast);
-    const WinogradKernels* kernels = half_products ? winograd_kernels(true) : nullptr;
-    const WinogradKernels& k = kernels ? *kernels : *winograd_kernels(false);
-    Convolution inputs = tiles_of(k, x);
-    const Convolution grads = tiles_of(k, grad);
+    TORCH_CHECK(products != "int16", "winograd_weight_gradient has products of float32 or bfloat16");
+    const WinogradKernels& k = kernels_of(products);
+    Convolution inputs = images_of(x);
+    const Convolution grads = images_of(grad);
     inputs.in_scale = checked(styles, "styles", {inputs.n, inputs.in});
     const int64_t in = inputs.in, out = grads.in, area = (k.tile + 2) * (k.tile + 2);
-    const int64_t tiles = inputs.n * inputs.tiles_high * inputs.tiles_wide;
+    const int64_t tiles = tiles_of(inputs, {0, inputs.n, 0, inputs.h, true}, PLAIN[0], k.tile);
     const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
     Tensor sum = at::zeros({area, in, out}, floats), taps = at::empty({9, area}, floats);
     for (int64_t first = 0; first < tiles; first += MOST_ROWS) {
@@ -196,15 +298,15 @@ Tensor winograd_weight_gradient(const Tensor& input, const Tensor& result_grad, 
 }
 
 TORCH_LIBRARY_FRAGMENT(omnihead, m) {
-    m.def("winograd_half_products() -> bool");
-    m.impl("winograd_half_products", winograd_half_products);
-    m.def("winograd_conv3x3(Tensor x, Tensor weight, Tensor? upsampling, Tensor? styles, bool demodulate, Tensor? noise, Tensor? bias, "
-          "float slope, float gain, float clamp, bool half_products, bool turned=False) -> Tensor");
-    m.impl("winograd_conv3x3", c10::DispatchKey::CPU, winograd_conv3x3);
+    m.def("winograd_multiplies(str products) -> bool");
+    m.impl("winograd_multiplies", winograd_multiplies);
+    m.def("winograd_convolve(Tensor x, Tensor weight, Tensor? upsampling, Tensor? styles, bool demodulate, Tensor? noise, Tensor? bias, "
+          "float slope, float gain, float clamp, str products, bool turned=False) -> Tensor");
+    m.impl("winograd_convolve", c10::DispatchKey::CPU, winograd_convolve);
     m.def("winograd_layer(Tensor x, Tensor weight, Tensor? upsampling, Tensor styles, Tensor? noise, Tensor bias, float slope, float gain, "
-          "float clamp, bool half_products) -> (Tensor, Tensor, Tensor)");
+          "float clamp, str products) -> (Tensor, Tensor, Tensor)");
     m.impl("winograd_layer", c10::DispatchKey::CPU, winograd_layer);
-    m.def("winograd_weight_gradient(Tensor x, Tensor result_grad, bool half_products, Tensor? styles=None) -> Tensor");
+    m.def("winograd_weight_gradient(Tensor x, Tensor result_grad, str products, Tensor? styles=None) -> Tensor");
     m.impl("winograd_weight_gradient", c10::DispatchKey::CPU, winograd_weight_gradient);
 }
 

@@ -1,227 +1,154 @@
-// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 1509.09308) for one instruction set: 36 products where the
-// definition takes 144. The interpolation points 0, +-2/3, +-3/2 and infinity lose fewer bits than the usual ones.
+// 3x3 convolutions by minimal filtering for one instruction set.
 //
-// A worker takes a block of tiles: their input is transformed, then for every group of output channels the 36 matrix
-// products [tiles, I] x [I, group] are taken and transformed back, so that all it writes to but the result stays in cache.
-#include "simd.h"
-#include "winograd.h"
+// A worker takes a block of tiles: their input is transformed into (3 + R)^2 matrices [tiles, I], each is multiplied by its
+// weights [I, O], and the products are transformed back. A matrix at a time: its weights are read once a block, from a cache
+// that all share, and while they are multiplied the tiles of this matrix stay in the worker's own.
+#include "winograd_points.h"
+#include "winograd_products.h"
 
 namespace omni { namespace OMNI_ISA {
 
-constexpr int TILE = 4, PATCH = TILE + 2, AREA = PATCH * PATCH, ROWS = 6;
-constexpr int64_t CHANNELS = 16;   // whose weights are transformed at a time: all numbers of channels are multiples of it
-constexpr float P = 2.0f / 3, Q = 3.0f / 2, S = P * P + Q * Q;   // the points; P * Q = 1
-
-typedef uint16_t vh __attribute__((vector_size(2 * OMNI_WIDTH)));
-
-OMNI_INLINE vf load_half(const uint16_t* p) {
-    vh v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return (vf)(__builtin_convertvector(v, vu) << 16);
-}
-
-// The upper halves, rounded to nearest even.
-OMNI_INLINE vu round_half(vf v) {
-    const vu bits = (vu)v;
-    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-
-OMNI_INLINE void store_half(uint16_t* p, vf v) {
-#ifdef OMNI_HALF_PRODUCTS
-    const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
-#else
-    const vh h = __builtin_convertvector(round_half(v), vh);
-#endif
-    __builtin_memcpy(p, &h, sizeof h);
-}
-
-// Six values of the input, of the filter (three) and of the products in one direction; step is the distance between them.
-OMNI_INLINE void transform_input(vf* d, int step) {
-    const vf d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
-    const vf even1 = d4 - d2 * (Q * Q), odd1 = d3 * P - d1 * Q, even2 = d4 - d2 * (P * P), odd2 = d3 * Q - d1 * P;
-    d[0] = d0 - d2 * S + d4;
-    d[step] = even1 + odd1;
-    d[2 * step] = even1 - odd1;
-    d[3 * step] = even2 + odd2;
-    d[4 * step] = even2 - odd2;
-    d[5 * step] = d1 - d3 * S + d5;
-}
-
-OMNI_INLINE void transform_filter(const vf* g, int from, vf* out, int step) {
-    constexpr float NP = 1 / (2 * P * P * (P * P - Q * Q)), NQ = 1 / (2 * Q * Q * (Q * Q - P * P));
-    const vf g0 = g[0], g1 = g[from], g2 = g[2 * from];
-    const vf even1 = (g0 + g2 * (P * P)) * NP, odd1 = g1 * (P * NP), even2 = (g0 + g2 * (Q * Q)) * NQ, odd2 = g1 * (Q * NQ);
-    out[0] = g0;
-    out[step] = even1 + odd1;
-    out[2 * step] = even1 - odd1;
-    out[3 * step] = even2 + odd2;
-    out[4 * step] = even2 - odd2;
-    out[5 * step] = g2;
-}
-
-OMNI_INLINE void transform_output(const vf* m, int from, vf* out, int step) {
-    const vf sum1 = m[from] + m[2 * from], diff1 = m[from] - m[2 * from];
-    const vf sum2 = m[3 * from] + m[4 * from], diff2 = m[3 * from] - m[4 * from];
-    out[0] = m[0] + sum1 + sum2;
-    out[step] = diff1 * P + diff2 * Q;
-    out[2 * step] = sum1 * (P * P) + sum2 * (Q * Q);
-    out[3 * step] = diff1 * (P * P * P) + diff2 * (Q * Q * Q) + m[5 * from];
-}
-
-// The transpose of transform_output.
-OMNI_INLINE void spread_output(const vf* y, int from, vf* m, int step) {
-    const vf y0 = y[0], y1 = y[from], y2 = y[2 * from], y3 = y[3 * from];
-    const vf even1 = y0 + y2 * (P * P), odd1 = y1 * P + y3 * (P * P * P), even2 = y0 + y2 * (Q * Q), odd2 = y1 * Q + y3 * (Q * Q * Q);
-    m[0] = y0;
-    m[step] = even1 + odd1;
-    m[2 * step] = even1 - odd1;
-    m[3 * step] = even2 + odd2;
-    m[4 * step] = even2 - odd2;
-    m[5 * step] = y3;
-}
+constexpr int MOST_AREA = points(3) * points(3);
+constexpr int64_t LINE = 64, LINE_FLOATS = LINE / sizeof(float);
 
 // Output channels of a group: as many registers as the product's tiles are wide.
 OMNI_INLINE int64_t group_width(const Convolution& c) {
     return W == 16 && c.out % 64 == 0 ? 64 : c.out % (2 * W) == 0 ? 2 * W : W;
 }
 
-OMNI_INLINE int64_t phases(const Convolution& c) { return c.up * c.up; }
+static int64_t groups(const Convolution& c) { return c.out / group_width(c); }
 
-#ifdef OMNI_HALF_PRODUCTS
-typedef uint16_t value;
-#else
-typedef float value;
-#endif
+// Lines are made odd in number wherever as many places are written or read in turns: they then fall into different sets of the
+// cache.
+OMNI_INLINE int64_t odd_lines(int64_t bytes) { return ((bytes + LINE - 1) / LINE | 1) * LINE; }
 
-// Room of a group's transformed weights.
-OMNI_INLINE int64_t group_floats(const Convolution& c) { return AREA * c.in * group_width(c) * sizeof(value) / sizeof(float); }
+OMNI_INLINE int64_t row_values(const Convolution& c) { return odd_lines(c.in * sizeof(value)) / sizeof(value); }
+OMNI_INLINE int64_t inputs_step(const Convolution& c) { return odd_lines(c.block * row_values(c) * sizeof(value)) / sizeof(value); }
+OMNI_INLINE int64_t results_step(const Convolution& c) { return odd_lines(c.block * c.out * sizeof(float)) / sizeof(float); }
+OMNI_INLINE int64_t stage_step(const Convolution& c) { return odd_lines(c.in * sizeof(float)) / sizeof(float); }
 
-static int64_t transformed_floats(const Convolution& c) { return phases(c) * c.out / group_width(c) * group_floats(c); }
+static int64_t tile_bytes(const Convolution& c) { return MOST_AREA * (row_values(c) * sizeof(value) + c.out * sizeof(float)); }
 
-// Numbers from one of the 36 matrices of a block to the next. A line of the cache is added, for otherwise the 36 lines that
-// a tile touches would all fall into a few sets of the cache.
-OMNI_INLINE int64_t inputs_step(const Convolution& c) { return c.block * c.in + 64 / sizeof(value); }
-OMNI_INLINE int64_t results_step(const Convolution& c) { return c.block * group_width(c) + 16; }
-
-static int64_t scratch_floats(const Convolution& c) { return AREA * (inputs_step(c) + results_step(c)); }
-
-// Taps [9] of W output channels from o on and one input channel.
-OMNI_INLINE void load_taps(const Convolution& c, int64_t o, int64_t i, vf* g) {
-    float lanes[9][W];
-    for (int lane = 0; lane < W; lane++)
-        for (int t = 0; t < 9; t++)
-            lanes[t][lane] = c.turned ? c.weight[(i * c.out + o + lane) * 9 + 8 - t] : c.weight[((o + lane) * c.in + i) * 9 + t];
-    vf energy = splat(0);
-    for (int t = 0; t < 9; t++) {
-        g[t] = load(lanes[t]);
-        energy += g[t] * g[t];
-    }
-    store(c.energy + i * c.out + o, energy);
+// Inputs, results and, for integers, one tile before it is rounded and the factors of the rows.
+static int64_t scratch_bytes(const Convolution& c) {
+    const int64_t floats = results_step(c) + (PRODUCTS == Products::INT16 ? stage_step(c) + c.block : 0);
+    return MOST_AREA * (inputs_step(c) * sizeof(value) + floats * sizeof(float));
 }
 
-OMNI_INLINE void transform_filter_2d(const vf* taps, vf* u) {
-    vf half[18];
-    for (int t = 0; t < 3; t++) transform_filter(taps + t, 3, half + t, 3);
-    for (int t = 0; t < PATCH; t++) transform_filter(half + 3 * t, 1, u + PATCH * t, 1);
+OMNI_INLINE int64_t weight_matrices(Phase p) { return weight_points(p.rows) * weight_points(p.columns); }
+
+// Matrices of weights [groups, I, group], then, for integers, the factors [O] of each.
+static int64_t weight_bytes(const Convolution& c, Phase p) {
+    const int64_t factors = PRODUCTS == Products::INT16 ? c.out * sizeof(float) : 0;
+    return weight_matrices(p) * (c.in * c.out * sizeof(value) + factors);
+}
+
+constexpr int64_t CHANNELS = 16;   // whose weights are transformed at a time: all numbers of channels are multiples of it
+constexpr int MOST_TAPS = 9, MOST_GROUP = 64;
+
+// Taps [I, taps, group], squares [MOST_AREA, group], and the matrices of a few channels before they go to their places.
+static int64_t transform_floats(const Convolution& c) {
+    return group_width(c) * (c.in * c.taps + MOST_AREA + MOST_AREA * CHANNELS);
+}
+
+// The matrices' values for channel i and W output channels of the group.
+template <int RH, int RW>
+OMNI_INLINE void transform_channel(const Convolution& c, const float* taps, int64_t i, int64_t v, vf* u) {
+    constexpr int FIRST[4][3] = {{}, {1}, {2, 0}, {0, 1, 2}};   // taps of a phase with so many
+    vf chosen[RH * RW];
+    for (int a = 0; a < RH; a++)
+        for (int b = 0; b < RW; b++) {
+            const int64_t tap = c.taps == 1 ? 0 : FIRST[RH][a] * 3 + FIRST[RW][b];
+            chosen[a * RW + b] = load(taps + (i * c.taps + tap) * group_width(c) + v);
+        }
+    transform_taps<RH, RW>(chosen, u);
+}
+
+// A few channels are gathered first: the matrices, far from one another, would otherwise all be written to at once.
+template <int RH, int RW>
+static void transform_phase(const Convolution& c, const float* taps, float* squares, unsigned char* weights, int64_t g) {
+    constexpr int AREA = weight_points(RH) * weight_points(RW), PAIR = TOGETHER;
+    const int64_t group = group_width(c);
+    value *target = reinterpret_cast<value*>(weights), *some = reinterpret_cast<value*>(squares + MOST_AREA * group);
+#ifdef OMNI_INT16_PRODUCTS
+    float* inverses = reinterpret_cast<float*>(target + AREA * c.in * c.out);
+    for (int64_t k = 0; k < AREA * group; k += W) store(squares + k, splat(0));
+    for (int64_t i = 0; i < c.in; i++)
+        for (int64_t v = 0; v < group; v += W) {
+            vf u[AREA];
+            transform_channel<RH, RW>(c, taps, i, v, u);
+            for (int m = 0; m < AREA; m++) store(squares + m * group + v, load(squares + m * group + v) + u[m] * u[m]);
+        }
+    for (int64_t m = 0; m < AREA; m++)
+        for (int64_t v = 0; v < group; v += W) store(inverses + m * c.out + g * group + v, inverse_of(load(squares + m * group + v)));
+    for (int64_t k = 0; k < AREA * group; k += W) store(squares + k, scale_of(load(squares + k)));
+#endif
+    for (int64_t i = 0; i < c.in; i += CHANNELS) {
+        for (int64_t k = 0; k < CHANNELS; k += PAIR)
+            for (int64_t v = 0; v < group; v += W) {
+                vf u[PAIR][AREA];
+                for (int e = 0; e < PAIR; e++) transform_channel<RH, RW>(c, taps, i + k + e, v, u[e]);
+                for (int m = 0; m < AREA; m++)
+                    store_weights(some + (m * CHANNELS + k) * group + v * PAIR, u[0][m], u[PAIR - 1][m], squares + m * group + v);
+            }
+        for (int64_t m = 0; m < AREA; m++)
+            __builtin_memcpy(target + ((m * groups(c) + g) * c.in + i) * group, some + m * CHANNELS * group, CHANNELS * group * sizeof(value));
+    }
+}
+
+// Taps [I, taps, group] of a group's output channels, and their energy.
+static void load_taps(const Convolution& c, int64_t first, float* taps) {
+    const int64_t group = group_width(c);
+    float rows[MOST_GROUP][CHANNELS * MOST_TAPS];
+    for (int64_t i = 0; i < c.in; i += CHANNELS) {
+        for (int64_t lane = 0; lane < group; lane++)
+            for (int64_t k = 0; k < CHANNELS; k++) {
+                const int64_t o = first + lane, at = c.turned ? (i + k) * c.out + o : o * c.in + i + k;
+                for (int64_t t = 0; t < c.taps; t++) rows[lane][k * c.taps + t] = c.weight[at * c.taps + (c.turned ? c.taps - 1 - t : t)];
+            }
+        for (int64_t t = 0; t < CHANNELS * c.taps; t++)
+            for (int64_t lane = 0; lane < group; lane++) taps[(i * c.taps + t) * group + lane] = rows[lane][t];
+        for (int64_t k = i; k < i + CHANNELS; k++)
+            for (int64_t v = 0; v < group; v += W) {
+                vf energy = splat(0);
+                for (int64_t t = 0; t < c.taps; t++) {
+                    const vf tap = load(taps + (k * c.taps + t) * group + v);
+                    energy += tap * tap;
+                }
+                store(c.energy + k * c.out + first + v, energy);
+            }
+    }
+}
+
+static void transform(const Convolution& c, const Phase* phases, int count, unsigned char* const* weights, int64_t g, float* room) {
+    float* squares = room + c.in * c.taps * group_width(c);
+    load_taps(c, g * group_width(c), room);
+    for (int p = 0; p < count; p++) {
+        const auto one = phases[p].rows == 3    ? transform_phase<3, 3>
+                         : phases[p].rows == 2 ? (phases[p].columns == 2 ? transform_phase<2, 2> : transform_phase<2, 1>)
+                                               : (phases[p].columns == 2 ? transform_phase<1, 2> : transform_phase<1, 1>);
+        one(c, room, squares, weights[p], g);
+    }
 }
 
 static void tap_matrix(float* out) {
     for (int tap = 0; tap < 9; tap++) {
-        vf taps[9], u[AREA];
+        vf taps[9], u[MOST_AREA];
         for (int t = 0; t < 9; t++) taps[t] = splat(t == tap);
-        transform_filter_2d(taps, u);
-        for (int t = 0; t < AREA; t++) out[tap * AREA + t] = u[t][0];
+        transform_taps<3, 3>(taps, u);
+        for (int t = 0; t < MOST_AREA; t++) out[tap * MOST_AREA + t] = u[t][0];
     }
 }
 
-// The 36 values that 9 taps of one phase become.
-OMNI_INLINE void transform_taps(const Convolution& c, int64_t phase, const vf* g, vf* u) {
-    vf taps[9];
-    for (int t = 0; t < 9; t++) {
-        if (c.up == 1) {
-            taps[t] = g[t];
-            continue;
-        }
-        taps[t] = splat(0);
-        for (int k = 0; k < 9; k++) taps[t] += g[k] * c.phases[(phase * 9 + t) * 9 + k];
-    }
-    transform_filter_2d(taps, u);
-}
+struct Place { int64_t n, row, column; };   // image, and the tile's first row and column among its phase's results
 
-// transformed [P, O / group, AREA, I, group] of float, or pairs of channels [.., I / 2, group, 2] of bfloat16. A few channels
-// are gathered in a buffer first: 36 rows far from one another would otherwise be written to at once.
-static void transform(const Convolution& c, float* transformed, int64_t first, int64_t end) {
-    constexpr int64_t MOST_VECTORS = 64 / W > 4 ? 4 : 64 / W, PER_FLOAT = sizeof(float) / sizeof(value);
-    const int64_t group = group_width(c), groups = c.out / group;
-    vf taps[MOST_VECTORS][CHANNELS][9];
-    float rows[AREA][CHANNELS / PER_FLOAT][MOST_VECTORS * W];
-    for (int64_t g = 0; g < groups; g++)
-        for (int64_t i = first; i < end; i += CHANNELS) {
-            for (int64_t v = 0; v < group / W; v++)
-                for (int64_t k = 0; k < CHANNELS; k++) load_taps(c, g * group + v * W, i + k, taps[v][k]);
-            for (int64_t p = 0; p < phases(c); p++) {
-                for (int64_t v = 0; v < group / W; v++)
-                    for (int64_t k = 0; k < CHANNELS / PER_FLOAT; k++) {
-                        vf u[2][AREA];
-                        transform_taps(c, p, taps[v][k * PER_FLOAT], u[0]);
-#ifdef OMNI_HALF_PRODUCTS
-                        transform_taps(c, p, taps[v][k * PER_FLOAT + 1], u[1]);
-                        for (int t = 0; t < AREA; t++) u[0][t] = (vf)(round_half(u[0][t]) | (round_half(u[1][t]) << 16));
-#endif
-                        for (int t = 0; t < AREA; t++) store(&rows[t][k][v * W], u[0][t]);
-                    }
-                float* target = transformed + (p * groups + g) * group_floats(c);
-                for (int t = 0; t < AREA; t++)
-                    for (int64_t k = 0; k < CHANNELS / PER_FLOAT; k++)
-                        for (int64_t v = 0; v < group; v += W)
-                            store(target + ((t * c.in + i) / PER_FLOAT + k) * group + v, load(&rows[t][k][v]));
-            }
-        }
-}
+// Rows and columns from which a phase makes one of its own: an image's last row of taps 2 lies beyond the input.
+OMNI_INLINE int64_t phase_rows(const Strip& s, Phase p) { return s.rows + (p.rows == 2 && s.last); }
+OMNI_INLINE int64_t phase_columns(const Convolution& c, Phase p) { return c.w + (p.columns == 2); }
 
-#ifdef OMNI_HALF_PRODUCTS
-// c [P, Q * W] = a [P, depth] b, where a has its channels in a row and b in pairs; both bfloat16.
-template <int P, int Q>
-OMNI_INLINE void product_tile(int64_t depth, const value* a, const float* b, int64_t ldb, float* c, int64_t ldc) {
-    vf acc[P][Q];
-    for (int p = 0; p < P; p++)
-        for (int q = 0; q < Q; q++) acc[p][q] = splat(0);
-    for (int64_t k = 0; k < depth; k += 2) {
-        vf row[Q];
-        for (int q = 0; q < Q; q++) row[q] = load(b + k / 2 * ldb + q * W);
-        for (int p = 0; p < P; p++) {
-            float pair;
-            __builtin_memcpy(&pair, a + p * depth + k, 4);
-            const vf x = splat(pair);
-            for (int q = 0; q < Q; q++) acc[p][q] = (vf)_mm512_dpbf16_ps((__m512)acc[p][q], (__m512bh)x, (__m512bh)row[q]);
-        }
-    }
-    for (int p = 0; p < P; p++)
-        for (int q = 0; q < Q; q++) store(c + p * ldc + q * W, acc[p][q]);
-}
-OMNI_INLINE void store_value(value* p, vf v) { store_half(p, v); }
-#else
-template <int P, int Q>
-OMNI_INLINE void product_tile(int64_t depth, const value* a, const float* b, int64_t ldb, float* c, int64_t ldc) {
-    matmul_tile<P, Q, false>(int(depth), a, depth, 1, b, ldb, c, ldc, nullptr);
-}
-OMNI_INLINE void store_value(value* p, vf v) { store(p, v); }
-#endif
-
-template <int Q>
-static void products(const Convolution& c, const value* inputs, const float* weight, int64_t tiles, float* out) {
-    const int64_t group = Q * W, depth_floats = c.in * group * sizeof(value) / sizeof(float);
-    for (int t = 0; t < AREA; t++)
-        for (int64_t i = 0; i < tiles; i += ROWS)
-            product_tile<ROWS, Q>(c.in, inputs + t * inputs_step(c) + i * c.in, weight + t * depth_floats, group,
-                                  out + t * results_step(c) + i * group, group);
-}
-
-struct Place { int64_t n, row, column; };   // image, and the tile's first pixel before upsampling
-
-OMNI_INLINE Place place_of(const Convolution& c, int64_t tile) {
-    const int64_t per_image = c.tiles_high * c.tiles_wide, rest = tile % per_image;
-    return {tile / per_image, rest / c.tiles_wide * TILE, rest % c.tiles_wide * TILE};
+OMNI_INLINE Place place_of(const Convolution& c, const Strip& s, Phase p, int64_t tile) {
+    const int64_t wide = (phase_columns(c, p) + TILE - 1) / TILE, high = (phase_rows(s, p) + TILE - 1) / TILE, rest = tile % (high * wide);
+    return {s.first_image + tile / (high * wide), s.first_row + rest / wide * TILE, rest % wide * TILE};
 }
 
 template <bool HALF>
@@ -229,28 +156,59 @@ OMNI_INLINE vf load_pixel(const Convolution& c, int64_t index) {
     return HALF ? load_half(static_cast<const uint16_t*>(c.x) + index) : load(static_cast<const float*>(c.x) + index);
 }
 
-template <bool HALF>
-static void gather(const Convolution& c, Place place, value* target) {
-    for (int64_t i = 0; i < c.in; i += W) {
-        vf d[AREA];
-        const vf scale = c.in_scale ? load(c.in_scale + place.n * c.in + i) : splat(1);
-        for (int a = 0; a < PATCH; a++)
-            for (int b = 0; b < PATCH; b++) {
-                const int64_t y = place.row + a - 1, x = place.column + b - 1;
-                const bool inside = y >= 0 && y < c.h && x >= 0 && x < c.w;
-                d[a * PATCH + b] = inside ? load_pixel<HALF>(c, ((place.n * c.h + y) * c.w + x) * c.in + i) * scale : splat(0);
+// Asks for a line that the next tile will need: one after the other lies too far from the last for the processor to guess.
+template <bool HALF, bool WRITE>
+OMNI_INLINE void fetch(const void* image, int64_t index) {
+    __builtin_prefetch(static_cast<const char*>(image) + index * (HALF ? 2 : 4), WRITE);
+}
+
+// A line of the cache at a time, and all of it at once: the pixels of a tile lie a power of two apart, in the same few sets.
+constexpr int LINE_VECTORS = LINE_FLOATS / W;
+
+template <int RH, int RW, bool HALF, bool INSIDE, class T>
+OMNI_INLINE void gather_tile(const Convolution& c, Place place, T* target, int64_t step) {
+    constexpr int HIGH = points(RH), WIDE = points(RW);
+    const int64_t top = place.row - (RH > 1), left = place.column - (RW > 1);
+    for (int64_t i = 0; i < c.in; i += LINE_FLOATS) {
+        vf d[LINE_VECTORS][HIGH * WIDE], scale[LINE_VECTORS];
+        for (int v = 0; v < LINE_VECTORS; v++) scale[v] = c.in_scale ? load(c.in_scale + place.n * c.in + i + v * W) : splat(1);
+        for (int b = 0; b < WIDE; b++) {
+            vf column[LINE_VECTORS][HIGH];
+            for (int a = 0; a < HIGH; a++) {
+                const int64_t y = top + a, x = left + b;
+                const bool inside = INSIDE || (y >= 0 && y < c.h && x >= 0 && x < c.w);
+                if (INSIDE && b >= WIDE - TILE) fetch<HALF, false>(c.x, ((place.n * c.h + y) * c.w + x + TILE) * c.in + i);
+                for (int v = 0; v < LINE_VECTORS; v++)
+                    column[v][a] = inside ? load_pixel<HALF>(c, ((place.n * c.h + y) * c.w + x) * c.in + i + v * W) * scale[v] : splat(0);
             }
-        for (int b = 0; b < PATCH; b++) transform_input(d + b, PATCH);
-        for (int a = 0; a < PATCH; a++) transform_input(d + a * PATCH, 1);
-        for (int t = 0; t < AREA; t++) store_value(target + t * inputs_step(c) + i, d[t]);
+            for (int v = 0; v < LINE_VECTORS; v++) {
+                transform_input<RH>(column[v], 1);
+                for (int a = 0; a < HIGH; a++) d[v][a * WIDE + b] = column[v][a];
+            }
+        }
+        for (int a = 0; a < HIGH; a++)
+            for (int v = 0; v < LINE_VECTORS; v++) {
+                vf row[WIDE];
+                for (int b = 0; b < WIDE; b++) row[b] = d[v][a * WIDE + b];
+                transform_input<RW>(row, 1);
+                for (int b = 0; b < WIDE; b++) store_number(target + (a * WIDE + b) * step + i + v * W, row[b]);
+            }
     }
 }
 
+template <int RH, int RW, bool HALF, class T>
+OMNI_INLINE void gather(const Convolution& c, Place place, T* target, int64_t step) {
+    const bool inside = place.row >= 1 && place.column >= 1 && place.row + TILE + (RH == 3) <= c.h && place.column + TILE + (RW == 3) <= c.w;
+    if (inside) gather_tile<RH, RW, HALF, true>(c, place, target, step);
+    else gather_tile<RH, RW, HALF, false>(c, place, target, step);
+}
+
 // As `gather`, of the gradient of a result; no styles.
-template <bool HALF>
-static void gather_gradient(const Convolution& c, Place place, value* target) {
+template <bool HALF, class T>
+OMNI_INLINE void gather_gradient(const Convolution& c, Place place, T* target, int64_t step) {
+    constexpr int PATCH = points(3);
     for (int64_t i = 0; i < c.in; i += W) {
-        vf y[TILE * TILE], half[PATCH * TILE], m[AREA];
+        vf y[TILE * TILE], half[PATCH * TILE], m[MOST_AREA];
         for (int a = 0; a < TILE; a++)
             for (int b = 0; b < TILE; b++) {
                 const int64_t row = place.row + a, column = place.column + b;
@@ -259,67 +217,203 @@ static void gather_gradient(const Convolution& c, Place place, value* target) {
             }
         for (int b = 0; b < TILE; b++) spread_output(y + b, TILE, half + b, TILE);
         for (int a = 0; a < PATCH; a++) spread_output(half + a * TILE, 1, m + a * PATCH, 1);
-        for (int t = 0; t < AREA; t++) store_value(target + t * inputs_step(c) + i, m[t]);
+        for (int t = 0; t < MOST_AREA; t++) store_number(target + t * step + i, m[t]);
     }
 }
 
+#ifdef OMNI_INT16_PRODUCTS
+typedef float unfolded;     // weights' gradients are not taken in integers
+#else
+typedef value unfolded;
+#endif
+
+static int64_t matrix_step(const Convolution& c) { return c.block * c.in + LINE / sizeof(unfolded); }
+
 static void unfold(const Convolution& c, bool gradient, int64_t block_start, int64_t first_tile, int64_t end_tile, void* target) {
-    const auto one = gradient ? (c.half ? gather_gradient<true> : gather_gradient<false>) : (c.half ? gather<true> : gather<false>);
-    for (int64_t t = first_tile; t < end_tile; t++) one(c, place_of(c, t), static_cast<value*>(target) + (t - block_start) * c.in);
+    const Strip all{0, c.n, 0, c.h, true};
+    for (int64_t t = first_tile; t < end_tile; t++) {
+        const Place place = place_of(c, all, {3, 3, 0, 0}, t);
+        unfolded* to = static_cast<unfolded*>(target) + (t - block_start) * c.in;
+        if (gradient && c.half) gather_gradient<true>(c, place, to, matrix_step(c));
+        else if (gradient) gather_gradient<false>(c, place, to, matrix_step(c));
+        else if (c.half) gather<3, 3, true>(c, place, to, matrix_step(c));
+        else gather<3, 3, false>(c, place, to, matrix_step(c));
+    }
 }
 
-// `products` of one tile -> the result's pixels of channels [first, first + group) and one phase.
+// What follows the convolution, for the result's channels [first, first + W) of an image.
+struct Finish {
+    vf scale, bias;
+    const float* noise;   // of the image, or null
+
+    static __attribute__((always_inline)) Finish of(const Convolution& c, int64_t n, int64_t first) {
+        return {c.out_scale ? load(c.out_scale + n * c.out + first) : splat(1), c.bias ? load(c.bias + first) : splat(0),
+                c.noise ? c.noise + (c.noise_each ? n * c.h * c.w * c.up * c.up : 0) : nullptr};
+    }
+};
+
 template <bool HALF>
-static void scatter(const Convolution& c, Place place, const float* products, int64_t group, int64_t first, int64_t phase) {
-    const int64_t height = c.h * c.up, width = c.w * c.up, py = phase / c.up, px = phase % c.up;
-    const float* noise = c.noise ? c.noise + (c.noise_each ? place.n * height * width : 0) : nullptr;
-    for (int64_t o = 0; o < group; o += W) {
-        vf m[AREA], half[TILE * PATCH], y[TILE * TILE];
-        for (int t = 0; t < AREA; t++) m[t] = load(products + t * results_step(c) + o);
-        for (int b = 0; b < PATCH; b++) transform_output(m + b, PATCH, half + b, PATCH);
-        for (int a = 0; a < TILE; a++) transform_output(half + a * PATCH, 1, y + a * TILE, 1);
-        const vf scale = c.out_scale ? load(c.out_scale + place.n * c.out + first + o) : splat(1);
-        const vf bias = c.bias ? load(c.bias + first + o) : splat(0);
-        for (int a = 0; a < TILE && place.row + a < c.h; a++)
-            for (int b = 0; b < TILE && place.column + b < c.w; b++) {
-                const int64_t pixel = ((place.row + a) * c.up + py) * width + (place.column + b) * c.up + px;
-                vf v = y[a * TILE + b] * scale + bias;
-                if (noise) v += noise[pixel];
-                v = (v < splat(0) ? v * c.slope : v) * c.gain;
-                v = max(min(splat(c.clamp), v), splat(-c.clamp));
-                const int64_t index = (place.n * height * width + pixel) * c.out + first + o;
-                if (HALF) store_half(static_cast<uint16_t*>(c.y) + index, v);
-                else store(static_cast<float*>(c.y) + index, v);
+OMNI_INLINE void finish(const Convolution& c, const Finish& f, int64_t n, int64_t pixel, int64_t first, vf v) {
+    v = v * f.scale + f.bias;
+    if (f.noise) v += f.noise[pixel];
+    v = (v < splat(0) ? v * c.slope : v) * c.gain;
+    v = max(splat(-c.clamp), min(splat(c.clamp), v));
+    const int64_t index = (n * c.h * c.w * c.up * c.up + pixel) * c.out + first;
+    if (HALF) store_half(static_cast<uint16_t*>(c.y) + index, v);
+    else store(static_cast<float*>(c.y) + index, v);
+}
+
+// Where row r and column x of the transposed convolution stand; columns -1 and 2 w + 1 are zeros.
+OMNI_INLINE float* between(const Convolution& c, const Strip& s, int64_t n, int64_t r, int64_t x) {
+    return c.between + ((1 + (n - s.first_image) * c.ring + r % c.ring) * (2 * c.w + 3) + x + 1) * c.out;
+}
+
+// Products of one tile -> its pixels: those of the result, or of `between`. By lines, as in gather_tile.
+template <int RH, int RW, bool HALF, bool INSIDE>
+OMNI_INLINE void scatter_tile(const Convolution& c, const Strip& s, Phase p, Place place, const float* products) {
+    constexpr int HIGH = points(RH), WIDE = points(RW);
+    const int64_t end_row = s.first_row + phase_rows(s, p), end_column = phase_columns(c, p), step = results_step(c);
+    for (int64_t o = 0; o < c.out; o += LINE_FLOATS) {
+        vf y[LINE_VECTORS][TILE * TILE];
+        Finish f[LINE_VECTORS];
+        for (int v = 0; v < LINE_VECTORS; v++) {
+            if (RH == 3 || c.up == 1) f[v] = Finish::of(c, place.n, o + v * W);
+            vf half[TILE * WIDE];
+            for (int b = 0; b < WIDE; b++) {
+                vf m[HIGH];
+                for (int a = 0; a < HIGH; a++) m[a] = load(products + (a * WIDE + b) * step + o + v * W);
+                transform_output<RH>(m, 1, half + b, WIDE);
+            }
+            for (int a = 0; a < TILE; a++) transform_output<RW>(half + a * WIDE, 1, y[v] + a * TILE, 1);
+        }
+        for (int a = 0; a < TILE; a++)
+            for (int b = 0; b < TILE; b++) {
+                const int64_t row = place.row + a, column = place.column + b;
+                if (!INSIDE && (row >= end_row || column >= end_column)) continue;
+                if (RH == 3 || c.up == 1) {
+                    fetch<HALF, true>(c.y, ((place.n * c.h + row) * c.w + column + TILE) * c.out + o);
+                    for (int v = 0; v < LINE_VECTORS; v++) finish<HALF>(c, f[v], place.n, row * c.w + column, o + v * W, y[v][a * TILE + b]);
+                } else {
+                    float* at = between(c, s, place.n, 2 * row + p.y, 2 * column + p.x) + o;
+                    fetch<false, true>(at, 2 * TILE * c.out);
+                    for (int v = 0; v < LINE_VECTORS; v++) store(at + v * W, y[v][a * TILE + b]);
+                }
             }
     }
 }
 
-static void run(const Convolution& c, const float* transformed, int64_t first_tile, int64_t end_tile, float* scratch) {
-    const int64_t group = group_width(c), groups = c.out / group, tiles = end_tile - first_tile;
+template <int RH, int RW>
+OMNI_INLINE void scatter(const Convolution& c, const Strip& s, Phase p, Place place, const float* products) {
+    const bool inside = place.row + TILE <= s.first_row + phase_rows(s, p) && place.column + TILE <= phase_columns(c, p);
+    if (c.half) inside ? scatter_tile<RH, RW, true, true>(c, s, p, place, products) : scatter_tile<RH, RW, true, false>(c, s, p, place, products);
+    else inside ? scatter_tile<RH, RW, false, true>(c, s, p, place, products) : scatter_tile<RH, RW, false, false>(c, s, p, place, products);
+}
+
+template <int RH, int RW, int QS>
+OMNI_INLINE void multiply(const Convolution& c, const value* inputs, const float* row_factors, const value* weights, int64_t tiles,
+                          float* results) {
+    constexpr int HIGH = points(RH), WIDE = points(RW), WEIGHTS_WIDE = weight_points(RW);
+    const int64_t group = QS * W, matrix = c.in * c.out, row = row_values(c);
+    const float* factors = reinterpret_cast<const float*>(weights + weight_points(RH) * WEIGHTS_WIDE * matrix);
+    for (int64_t m = 0; m < HIGH * WIDE; m++) {
+        const int64_t w = (RH == 1 ? 0 : m / WIDE) * WEIGHTS_WIDE + (RW == 1 ? 0 : m % WIDE);
+        for (int64_t t = 0; t < tiles; t += ROWS)
+            for (int64_t o = 0; o < c.out; o += group)
+                product_tile<QS>(c.in, inputs + m * inputs_step(c) + t * row, row, weights + w * matrix + o * c.in,
+                                 results + m * results_step(c) + t * c.out + o, c.out, row_factors + m * c.block + t, factors + w * c.out + o);
+    }
+}
+
+template <int RH, int RW>
+static void run_phase(const Convolution& c, const Strip& s, Phase p, const unsigned char* weights, int64_t first, int64_t end,
+                      unsigned char* scratch) {
+    constexpr int AREA = points(RH) * points(RW);
+    const int64_t tiles = end - first, row = row_values(c), step = inputs_step(c), group = group_width(c);
     value* inputs = reinterpret_cast<value*>(scratch);
-    float* results = scratch + AREA * inputs_step(c);
+    float* results = reinterpret_cast<float*>(scratch + MOST_AREA * step * sizeof(value));
+    float *stage = results + MOST_AREA * results_step(c), *factors = stage + MOST_AREA * stage_step(c);
     for (int64_t t = 0; t < tiles; t++) {
-        const Place place = place_of(c, first_tile + t);
-        if (c.half) gather<true>(c, place, inputs + t * c.in);
-        else gather<false>(c, place, inputs + t * c.in);
+        const Place place = place_of(c, s, p, first + t);
+#ifdef OMNI_INT16_PRODUCTS
+        if (c.half) gather<RH, RW, true>(c, place, stage, stage_step(c));
+        else gather<RH, RW, false>(c, place, stage, stage_step(c));
+        pack_inputs(stage, stage_step(c), AREA, c.in, inputs + t * row, step, factors + t, c.block);
+#else
+        if (c.half) gather<RH, RW, true>(c, place, inputs + t * row, step);
+        else gather<RH, RW, false>(c, place, inputs + t * row, step);
+#endif
     }
-    for (int64_t g = 0; g < phases(c) * groups; g++) {
-        // Rows beyond the last tile are computed from what stands there and never read.
-        if (group == 4 * W) products<4>(c, inputs, transformed + g * group_floats(c), tiles, results);
-        else if (group == 2 * W) products<2>(c, inputs, transformed + g * group_floats(c), tiles, results);
-        else products<1>(c, inputs, transformed + g * group_floats(c), tiles, results);
-        for (int64_t t = 0; t < tiles; t++) {
-            const Place place = place_of(c, first_tile + t);
-            if (c.half) scatter<true>(c, place, results + t * group, group, g % groups * group, g / groups);
-            else scatter<false>(c, place, results + t * group, group, g % groups * group, g / groups);
+    // A product's tile has rows beyond the last one; they are never read.
+    for (int64_t m = 0; m < AREA; m++)
+        for (int64_t t = tiles; t % ROWS; t++) {
+            __builtin_memset(inputs + m * step + t * row, 0, row * sizeof(value));
+            if (PRODUCTS == Products::INT16) factors[m * c.block + t] = 0;
         }
-    }
+    const value* matrices = reinterpret_cast<const value*>(weights);
+    if (group == 4 * W) multiply<RH, RW, 4>(c, inputs, factors, matrices, tiles, results);
+    else if (group == 2 * W) multiply<RH, RW, 2>(c, inputs, factors, matrices, tiles, results);
+    else multiply<RH, RW, 1>(c, inputs, factors, matrices, tiles, results);
+    for (int64_t t = 0; t < tiles; t++) scatter<RH, RW>(c, s, p, place_of(c, s, p, first + t), results + t * c.out);
+}
+
+static void run(const Convolution& c, const Strip& s, Phase p, const unsigned char* weights, int64_t first, int64_t end,
+                unsigned char* scratch) {
+    const auto one = p.rows == 3    ? run_phase<3, 3>
+                     : p.rows == 2 ? (p.columns == 2 ? run_phase<2, 2> : run_phase<2, 1>)
+                                   : (p.columns == 2 ? run_phase<1, 2> : run_phase<1, 1>);
+    one(c, s, p, weights, first, end, scratch);
+}
+
+constexpr int64_t FILTERED = 32, RUN = 128;   // pixels of a row, and channels, at a time
+
+// Row r of an image: pixels [first, end) of channels [o, stop) of the result, from four rows of `between`. A filter that is a
+// product of columns and rows goes along the columns first, over runs of memory.
+template <bool HALF, bool SEPARABLE>
+OMNI_INLINE void filter_pixels(const Convolution& c, const float* const* rows, int64_t n, int64_t r, int64_t first, int64_t end, int64_t o,
+                               int64_t stop) {
+    float columns[FILTERED + 3][RUN];
+    vf taps[4];
+    for (int a = 0; a < 4; a++) taps[a] = splat(SEPARABLE ? c.column_taps[a] : 0);
+    for (int64_t x = first; SEPARABLE && x < end + 3; x++)
+        for (int64_t k = o; k < stop; k += W) {
+            vf sum = load(rows[0] + x * c.out + k) * taps[0];
+            for (int a = 1; a < 4; a++) sum += load(rows[a] + x * c.out + k) * taps[a];
+            store(columns[x - first] + k - o, sum);
+        }
+    for (int a = 0; a < 4; a++) taps[a] = splat(SEPARABLE ? c.row_taps[a] : 0);
+    for (int64_t x = first; x < end; x++)
+        for (int64_t k = o; k < stop; k += W) {
+            vf sum = splat(0);
+            for (int b = 0; b < 4; b++)
+                if (SEPARABLE) sum += load(columns[x - first + b] + k - o) * taps[b];
+                else
+                    for (int a = 0; a < 4; a++) sum += load(rows[a] + (x + b) * c.out + k) * c.filter[4 * a + b];
+            finish<HALF>(c, Finish::of(c, n, k), n, r * 2 * c.w + x, k, sum);
+        }
+}
+
+// A few columns of all rows, then the next: of the four rows that one needs, three are still in the second cache.
+template <bool HALF, bool SEPARABLE>
+static void filter_rows(const Convolution& c, const Strip& s, int64_t n, int64_t first, int64_t end) {
+    for (int64_t x = 0; x < 2 * c.w; x += FILTERED)
+        for (int64_t r = first; r < end; r++) {
+            const float* rows[4];
+            for (int a = 0; a < 4; a++) rows[a] = r + a < 1 || r + a > 2 * c.h + 1 ? c.between : between(c, s, n, r + a - 1, -1);
+            for (int64_t o = 0; o < c.out; o += RUN)
+                filter_pixels<HALF, SEPARABLE>(c, rows, n, r, x, x + FILTERED < 2 * c.w ? x + FILTERED : 2 * c.w, o,
+                                               o + RUN < c.out ? o + RUN : c.out);
+        }
+}
+
+static void low_pass(const Convolution& c, const Strip& s, int64_t image, int64_t first, int64_t end) {
+    if (c.row_taps) c.half ? filter_rows<true, true>(c, s, image, first, end) : filter_rows<false, true>(c, s, image, first, end);
+    else c.half ? filter_rows<true, false>(c, s, image, first, end) : filter_rows<false, false>(c, s, image, first, end);
 }
 
 #define OMNI_TEXT(x) #x
 #define OMNI_NAME(x) OMNI_TEXT(x)
 
-static const WinogradKernels table = {OMNI_NAME(OMNI_ISA), sizeof(value) == 2, TILE, transformed_floats, transform, scratch_floats, run,
-                                      inputs_step, unfold, tap_matrix};
+static const WinogradKernels table = {OMNI_NAME(OMNI_ISA), PRODUCTS, TILE, groups, weight_bytes, transform_floats, transform, tile_bytes,
+                                      scratch_bytes, run, low_pass, matrix_step, unfold, tap_matrix};
 
 }}  // namespace omni::OMNI_ISA

@@ -50,6 +50,21 @@ def test_float32_equals_the_definition(shape, up, kernel, separable):
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize('out', [1, 2, 3, 4])
+@pytest.mark.parametrize('shape', [(2, 32, 13, 9), (1, 16, 1, 3), (3, 48, 40, 41), (0, 16, 8, 8)])
+def test_few_channels_equal_the_definition(shape, out, monkeypatch):
+    monkeypatch.setattr(winograd, 'LEAST_PIXELS', 1)
+    calls = []
+    real = winograd.convolve
+    monkeypatch.setattr(winograd, 'convolve', lambda *args: calls.append(1) or real(*args))
+    kwargs = dict(x=torch.randn(shape), weight=torch.randn(out, shape[1], 1, 1), styles=torch.randn(shape[:2]), bias=torch.randn(out),
+                  act='lrelu', gain=1.3, clamp=2.0, demodulate=False)
+    result = conv2d_resample.modulated_layer(**kwargs)
+    kwargs.update({k: v.double() for k, v in kwargs.items() if isinstance(v, torch.Tensor)})
+    torch.testing.assert_close(result.double(), conv2d_resample.modulated_layer(**kwargs), rtol=0, atol=3e-5)
+    assert calls == [1] * bool(shape[0]) and (result.is_contiguous(memory_format=torch.channels_last) or not shape[0])
+
+
 @pytest.mark.parametrize('up', [1, 2])
 def test_bfloat16_is_near_the_definition(up):
     kwargs = layer(2, 64, 64, 12, 12, up, torch.bfloat16)
@@ -135,6 +150,16 @@ def test_noise_of_one_image_goes_to_all():
 def test_plain_convolution():
     x, weight = torch.randn(2, 32, 9, 9), torch.randn(48, 32, 3, 3)
     torch.testing.assert_close(winograd.convolve(x, weight), torch.nn.functional.conv2d(x, weight, padding=1), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize('shape', [(2, 24, 8, 8), (1, 16, 4, 4), (3, 8, 5, 7)])
+def test_few_pixels_equal_the_definition(shape):
+    x, weight = torch.randn(shape), torch.randn(40, shape[1], 3, 3)
+    expected = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
+    with torch.no_grad():
+        result = conv2d_resample.conv2d_resample(x, weight, padding=1)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize('fault', [

@@ -17,6 +17,7 @@ from torch_utils.ops.native import load_native
 LEAST_TILES = 16        # below, transforming the weights costs more than it spares
 LEAST_PIXELS = 256      # the same for one tap
 CHANNELS = 16           # multiples of it
+FEW = 4                 # or so many made by one tap: images
 
 
 @functools.lru_cache(maxsize=None)
@@ -48,10 +49,12 @@ def can_convolve(x, weight, up=1, resample_filter=None):
     return n * -(-height // 4) * -(-width // 4) >= LEAST_TILES and load_native() and x.dtype in _types()
 
 
-def can_multiply(x, weight):
+def can_multiply(x, weight, noise=None, demodulate=False):
     """Whether the operator takes, and pays for, x [N, I, H, W] and weight [O, I, 1, 1]."""
-    return (x.device.type == 'cpu' and x.dtype == torch.float32 and weight.shape[2:] == (1, 1) and not weight.shape[0] % CHANNELS
-            and not weight.shape[1] % CHANNELS and x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS and load_native())
+    out, channels = weight.shape[:2]
+    few = out <= FEW and noise is None and not demodulate
+    return (x.device.type == 'cpu' and x.dtype == torch.float32 and weight.shape[2:] == (1, 1) and channels % CHANNELS == 0
+            and (few or out % CHANNELS == 0) and x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS and load_native())
 
 
 def products_of(x):
@@ -64,7 +67,8 @@ def convolve(x, weight, up=1, resample_filter=None, styles=None, demodulate=Fals
     """gain * leaky_relu(conv(styles * x) + noise + bias), held to +-clamp; ask can_convolve or can_multiply first. No gradients.
 
     x [N, I, H, W] float32 or bfloat16; weight [O, I, 3, 3], correlated with x, or truly convolved when `up` is 2, as in
-    conv2d_resample, or [O, I, 1, 1]; styles [N, I], noise [N or 1, 1, H*up, W*up], bias [O], None for none of them; demodulate: see
+    conv2d_resample, or [O, I, 1, 1], O at most 4 where
+    there is neither noise nor demodulation; styles [N, I], noise [N or 1, 1, H*up, W*up], bias [O], None for none of them; demodulate: see
     conv2d_resample.modulated_conv2d; slope of negative values. Result [N, O, H*up, W*up] in x's type, channels last.
     products: 'float32', 'bfloat16' or 'int16', float32 where there are none of that type; None: x's type. Integers have a scale
     for every tile and every output channel: an error of 1e-3 of a result's standard deviation or less, where bfloat16 has 1e-2.

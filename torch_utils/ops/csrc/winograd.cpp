@@ -21,9 +21,9 @@ namespace {
 using at::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t WEIGHT_BYTES = 96 << 10;   // that a tile may have to read when its block reads all weights once
-constexpr int64_t BLOCK_BYTES = 8 << 20;     // that the tiles a worker takes at a time may fill
-constexpr int64_t LEAST_TILES = 24, TILE_ROWS = 6;
+// Tiles that a worker takes at a time. A matrix of weights that stays in its second cache is read again for every few tiles, and
+// what becomes of these should stay there too; a larger one comes from the third cache, and shall be used by more of them.
+constexpr int64_t KEPT_BYTES = 192 << 10, FEW_TILES = 24, MANY_TILES = 96, BLOCK_BYTES = 12 << 20, TILE_ROWS = 6;
 constexpr int64_t STRIP_TILES = 256;       // of a layer that doubles the size, before its low-pass filter
 constexpr int64_t MOST_ROWS = 256;         // of the matrices whose products are the weight's gradient
 
@@ -137,8 +137,9 @@ std::vector<Work> work_of(const WinogradKernels& k, Convolution& c, const Strip&
     int64_t all = 0;
     for (Phase p : phases) all += tiles_of(c, s, p, k.tile);
     const int64_t share = ceil_div(all, at::get_num_threads());
-    const int64_t wanted = std::max<int64_t>(LEAST_TILES, (weights.back() - weights.front()) / WEIGHT_BYTES);
-    const int64_t most = std::min({wanted, std::max<int64_t>(LEAST_TILES, BLOCK_BYTES / k.tile_bytes(c)), std::max<int64_t>(share, 1)});
+    const bool kept = c.in * c.out * (k.products == Products::FLOAT32 ? 4 : 2) <= KEPT_BYTES;
+    const int64_t many = std::clamp(BLOCK_BYTES / k.tile_bytes(c), FEW_TILES, MANY_TILES);
+    const int64_t most = std::min(kept ? FEW_TILES : many, std::max<int64_t>(share, 1));
     std::vector<Work> work;
     c.block = 0;
     for (size_t p = 0; p < phases.size(); p++) {
@@ -184,6 +185,18 @@ void convolve(const WinogradKernels& k, Convolution& c, c10::ArrayRef<Phase> pha
     }
 }
 
+// `folded` [n, O, I...]: the weights of every image.
+void few_channels(const WinogradKernels& k, Convolution c, const Tensor& folded) {
+    const Tensor weights = folded.contiguous();
+    const int64_t pixels = c.h * c.w;
+    const float *x = static_cast<const float*>(c.x), *taps = weights.const_data_ptr<float>();
+    float* y = static_cast<float*>(c.y);
+    for (int64_t n = 0; n < c.n; n++) {
+        c.x = x + n * pixels * c.in, c.y = y + n * pixels * c.out;
+        at::parallel_for(0, pixels, 1024, [&](int64_t begin, int64_t end) { k.few(c, taps + n * c.out * c.in, begin, end); });
+    }
+}
+
 // The result, and what its gradient needs besides: the factors of the demodulation [N, O] (undefined without) and the sums of
 // squares over the taps [I, O].
 std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weight, const Optional& upsampling, const Optional& styles,
@@ -197,8 +210,9 @@ std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weig
     Convolution c{};
     c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(turned ? 1 : 0);
     c.up = upsampling ? 2 : 1;
-    TORCH_CHECK(c.in % 16 == 0 && c.out % 16 == 0, "winograd_convolve takes multiples of 16 channels, got ", c.in, " and ", c.out);
     const int64_t kernel = weight.size(2);
+    const bool few = kernel == 1 && c.out <= FEW && c.out > 0 && !noise && !demodulate && !turned && x.scalar_type() == at::kFloat;
+    TORCH_CHECK(c.in % 16 == 0 && (c.out % 16 == 0 || few), "winograd_convolve takes multiples of 16 channels, got ", c.in, " and ", c.out);
     TORCH_CHECK(kernel == 3 || (kernel == 1 && c.up == 1), "winograd_convolve takes weights of 3x3 taps, or of one without upsampling");
     c.weight = checked(weight, "weight", {turned ? c.in : c.out, turned ? c.out : c.in, kernel, kernel});
     c.taps = kernel * kernel;
@@ -215,6 +229,10 @@ std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weig
     Tensor y = at::empty({c.n, c.out, c.h * c.up, c.w * c.up}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
     c.y = y.mutable_data_ptr();
     const WinogradKernels& k = kernels_of(products);
+    if (few) {
+        few_channels(k, c, styles ? weight.view({1, c.out, c.in}) * styles->unsqueeze(1) : weight.expand({c.n, c.out, c.in, 1, 1}));
+        return {y, {}, {}};
+    }
     const c10::ArrayRef<Phase> phases = c.up == 2    ? c10::ArrayRef<Phase>(DOUBLING)
                                           : kernel == 3 ? c10::ArrayRef<Phase>(PLAIN)
                                                         : c10::ArrayRef<Phase>(POINTWISE);

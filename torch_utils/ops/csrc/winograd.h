@@ -1,6 +1,6 @@
 // What the host side and the kernels of every instruction set agree on for convolutions of 3x3 taps, or one. Plain data; no torch here.
 //
-// Letters: I, O channels in and out, both multiples of 16. All images are channels-last.
+// Letters: I, O channels in and out, both multiples of 16, or O at most FEW for one tap. All images are channels-last.
 //
 // A layer that doubles the size is a transposed convolution with stride 2 and then a low-pass filter. The former is four
 // convolutions, its phases: row 2 j of its result comes from rows j - 1 and j of the input by taps 2 and 0, row 2 j + 1 from
@@ -12,6 +12,8 @@
 namespace omni {
 
 enum class Products { FLOAT32, BFLOAT16, INT16 };   // what is multiplied; sums are float, or int32 for INT16
+
+constexpr int FEW = 4;
 
 // One convolution of the input: the taps of the weight it has in each direction, all 3, or those of a phase (y, x).
 struct Phase {
@@ -66,6 +68,9 @@ struct WinogradKernels {
     void (*run)(const Convolution&, const Strip&, Phase, const unsigned char* weights, int64_t first, int64_t end, unsigned char* scratch);
     // Rows [first, end) of an image's result from `between`.
     void (*low_pass)(const Convolution&, const Strip&, int64_t image, int64_t first, int64_t end);
+    // Pixels [first, end) of one image's by `folded` [O, I], one tap times in_scale, where O is at most FEW and all is float; bias and
+    // activation follow.
+    void (*few)(const Convolution&, const float* folded, int64_t first, int64_t end);
     // For the weight's gradient. Numbers from one of a block's matrices to the next; tiles [first, end) of x, transformed as the
     // input or, if x is the gradient of a result, by the transpose of what makes results of products, into a block's matrices
     // [tiles, I] of bfloat16 or float; [9, matrices]: what each tap becomes.

@@ -13,7 +13,8 @@ constexpr int64_t LINE = 64, LINE_FLOATS = LINE / sizeof(float);
 
 // Output channels of a group: as many registers as the product's tiles are wide.
 OMNI_INLINE int64_t group_width(const Convolution& c) {
-    return W == 16 && c.out % 64 == 0 ? 64 : c.out % (2 * W) == 0 ? 2 * W : W;
+    if (W < 16) return 2 * W;
+    return c.out % (4 * W) == 0 ? 4 * W : c.out % (2 * W) == 0 ? 2 * W : W;
 }
 
 static int64_t groups(const Convolution& c) { return c.out / group_width(c); }
@@ -241,64 +242,85 @@ static void unfold(const Convolution& c, bool gradient, int64_t block_start, int
     }
 }
 
-// What follows the convolution, for the result's channels [first, first + W) of an image.
+// What follows the convolution, for channels [first, first + W) of an image's result. A copy, for the compiler must take every
+// store for one that changes a Convolution.
+template <bool HALF>
 struct Finish {
     vf scale, bias;
     const float* noise;   // of the image, or null
+    float slope, gain, clamp;
+    char* y;
+    int64_t pixel_bytes;
 
-    static __attribute__((always_inline)) Finish of(const Convolution& c, int64_t n, int64_t first) {
-        return {c.out_scale ? load(c.out_scale + n * c.out + first) : splat(1), c.bias ? load(c.bias + first) : splat(0),
-                c.noise ? c.noise + (c.noise_each ? n * c.h * c.w * c.up * c.up : 0) : nullptr};
+    __attribute__((always_inline)) Finish(const Convolution& c, int64_t n, int64_t first)
+        : scale(c.out_scale ? load(c.out_scale + n * c.out + first) : splat(1)), bias(c.bias ? load(c.bias + first) : splat(0)),
+          slope(c.slope), gain(c.gain), clamp(c.clamp), pixel_bytes(c.out * (HALF ? 2 : 4)) {
+        const int64_t pixels = c.h * c.w * c.up * c.up;
+        noise = c.noise ? c.noise + (c.noise_each ? n * pixels : 0) : nullptr;
+        y = static_cast<char*>(c.y) + n * pixels * pixel_bytes + first * (HALF ? 2 : 4);
     }
-};
 
-template <bool HALF>
-OMNI_INLINE void finish(const Convolution& c, const Finish& f, int64_t n, int64_t pixel, int64_t first, vf v) {
-    v = v * f.scale + f.bias;
-    if (f.noise) v += f.noise[pixel];
-    v = (v < splat(0) ? v * c.slope : v) * c.gain;
-    v = max(splat(-c.clamp), min(splat(c.clamp), v));
-    const int64_t index = (n * c.h * c.w * c.up * c.up + pixel) * c.out + first;
-    if (HALF) store_half(static_cast<uint16_t*>(c.y) + index, v);
-    else store(static_cast<float*>(c.y) + index, v);
-}
+    __attribute__((always_inline)) void operator()(int64_t pixel, vf v) const {
+        v = v * scale + bias;
+        if (noise) v += noise[pixel];
+        v = (v < splat(0) ? v * slope : v) * gain;
+        v = max(splat(-clamp), min(splat(clamp), v));
+        char* at = y + pixel * pixel_bytes;
+        if (HALF) store_half(reinterpret_cast<uint16_t*>(at), v);
+        else store(reinterpret_cast<float*>(at), v);
+    }
+
+    // Asks for the line that a later pixel will be written to.
+    __attribute__((always_inline)) void prepare(int64_t pixel) const { __builtin_prefetch(y + pixel * pixel_bytes, 1); }
+};
 
 // Where row r and column x of the transposed convolution stand; columns -1 and 2 w + 1 are zeros.
 OMNI_INLINE float* between(const Convolution& c, const Strip& s, int64_t n, int64_t r, int64_t x) {
     return c.between + ((1 + (n - s.first_image) * c.ring + r % c.ring) * (2 * c.w + 3) + x + 1) * c.out;
 }
 
-// Products of one tile -> its pixels: those of the result, or of `between`. By lines, as in gather_tile.
+// The products of one tile in LINE_FLOATS channels from o on -> its values.
+template <int RH, int RW>
+OMNI_INLINE void combine(const float* products, int64_t step, vf (*y)[TILE * TILE]) {
+    constexpr int HIGH = points(RH), WIDE = points(RW);
+    for (int v = 0; v < LINE_VECTORS; v++) {
+        vf half[TILE * WIDE];
+        for (int b = 0; b < WIDE; b++) {
+            vf m[HIGH];
+            for (int a = 0; a < HIGH; a++) m[a] = load(products + (a * WIDE + b) * step + v * W);
+            transform_output<RH>(m, 1, half + b, WIDE);
+        }
+        for (int a = 0; a < TILE; a++) transform_output<RW>(half + a * WIDE, 1, y[v] + a * TILE, 1);
+    }
+}
+
+// Products of one tile -> its pixels, of the result or of `between`. By lines, as in gather_tile.
 template <int RH, int RW, bool HALF, bool INSIDE>
 OMNI_INLINE void scatter_tile(const Convolution& c, const Strip& s, Phase p, Place place, const float* products) {
-    constexpr int HIGH = points(RH), WIDE = points(RW);
-    const int64_t end_row = s.first_row + phase_rows(s, p), end_column = phase_columns(c, p), step = results_step(c);
-    for (int64_t o = 0; o < c.out; o += LINE_FLOATS) {
+    const int64_t high = INSIDE ? TILE : s.first_row + phase_rows(s, p) - place.row, wide = INSIDE ? TILE : phase_columns(c, p) - place.column;
+    const int64_t step = results_step(c), out = c.out, width = c.w;
+    for (int64_t o = 0; o < out; o += LINE_FLOATS) {
         vf y[LINE_VECTORS][TILE * TILE];
-        Finish f[LINE_VECTORS];
-        for (int v = 0; v < LINE_VECTORS; v++) {
-            if (RH == 3 || c.up == 1) f[v] = Finish::of(c, place.n, o + v * W);
-            vf half[TILE * WIDE];
-            for (int b = 0; b < WIDE; b++) {
-                vf m[HIGH];
-                for (int a = 0; a < HIGH; a++) m[a] = load(products + (a * WIDE + b) * step + o + v * W);
-                transform_output<RH>(m, 1, half + b, WIDE);
+        combine<RH, RW>(products + o, step, y);
+        if (RH == 3 || c.up == 1) {
+            for (int v = 0; v < LINE_VECTORS; v++) {
+                const Finish<HALF> finish(c, place.n, o + v * W);
+                for (int a = 0; a < TILE && (INSIDE || a < high); a++)
+                    for (int b = 0; b < TILE && (INSIDE || b < wide); b++) {
+                        const int64_t pixel = (place.row + a) * width + place.column + b;
+                        if (v == 0) finish.prepare(pixel + TILE);
+                        finish(pixel, y[v][a * TILE + b]);
+                    }
             }
-            for (int a = 0; a < TILE; a++) transform_output<RW>(half + a * WIDE, 1, y[v] + a * TILE, 1);
+            continue;
         }
-        for (int a = 0; a < TILE; a++)
-            for (int b = 0; b < TILE; b++) {
-                const int64_t row = place.row + a, column = place.column + b;
-                if (!INSIDE && (row >= end_row || column >= end_column)) continue;
-                if (RH == 3 || c.up == 1) {
-                    fetch<HALF, true>(c.y, ((place.n * c.h + row) * c.w + column + TILE) * c.out + o);
-                    for (int v = 0; v < LINE_VECTORS; v++) finish<HALF>(c, f[v], place.n, row * c.w + column, o + v * W, y[v][a * TILE + b]);
-                } else {
-                    float* at = between(c, s, place.n, 2 * row + p.y, 2 * column + p.x) + o;
-                    fetch<false, true>(at, 2 * TILE * c.out);
-                    for (int v = 0; v < LINE_VECTORS; v++) store(at + v * W, y[v][a * TILE + b]);
-                }
+        for (int a = 0; a < TILE && (INSIDE || a < high); a++) {
+            float* row = between(c, s, place.n, 2 * (place.row + a) + p.y, 2 * place.column + p.x) + o;
+            for (int b = 0; b < TILE && (INSIDE || b < wide); b++) {
+                fetch<false, true>(row, 2 * (b + TILE) * out);
+                for (int v = 0; v < LINE_VECTORS; v++) store(row + 2 * b * out + v * W, y[v][a * TILE + b]);
             }
+        }
     }
 }
 
@@ -350,9 +372,13 @@ static void run_phase(const Convolution& c, const Strip& s, Phase p, const unsig
             if (PRODUCTS == Products::INT16) factors[m * c.block + t] = 0;
         }
     const value* matrices = reinterpret_cast<const value*>(weights);
-    if (group == 4 * W) multiply<RH, RW, 4>(c, inputs, factors, matrices, tiles, results);
-    else if (group == 2 * W) multiply<RH, RW, 2>(c, inputs, factors, matrices, tiles, results);
-    else multiply<RH, RW, 1>(c, inputs, factors, matrices, tiles, results);
+    if constexpr (W == 16) {
+        if (group == 4 * W) multiply<RH, RW, 4>(c, inputs, factors, matrices, tiles, results);
+        else if (group == 2 * W) multiply<RH, RW, 2>(c, inputs, factors, matrices, tiles, results);
+        else multiply<RH, RW, 1>(c, inputs, factors, matrices, tiles, results);
+    } else {
+        multiply<RH, RW, 2>(c, inputs, factors, matrices, tiles, results);
+    }
     for (int64_t t = 0; t < tiles; t++) scatter<RH, RW>(c, s, p, place_of(c, s, p, first + t), results + t * c.out);
 }
 
@@ -374,22 +400,25 @@ OMNI_INLINE void filter_pixels(const Convolution& c, const float* const* rows, i
     float columns[FILTERED + 3][RUN];
     vf taps[4];
     for (int a = 0; a < 4; a++) taps[a] = splat(SEPARABLE ? c.column_taps[a] : 0);
-    for (int64_t x = first; SEPARABLE && x < end + 3; x++)
+    for (int64_t x = first, out = c.out; SEPARABLE && x < end + 3; x++)
         for (int64_t k = o; k < stop; k += W) {
-            vf sum = load(rows[0] + x * c.out + k) * taps[0];
-            for (int a = 1; a < 4; a++) sum += load(rows[a] + x * c.out + k) * taps[a];
+            vf sum = load(rows[0] + x * out + k) * taps[0];
+            for (int a = 1; a < 4; a++) sum += load(rows[a] + x * out + k) * taps[a];
             store(columns[x - first] + k - o, sum);
         }
     for (int a = 0; a < 4; a++) taps[a] = splat(SEPARABLE ? c.row_taps[a] : 0);
-    for (int64_t x = first; x < end; x++)
-        for (int64_t k = o; k < stop; k += W) {
+    for (int64_t k = o; k < stop; k += W) {
+        const Finish<HALF> finish(c, n, k);
+        const int64_t pixel = r * 2 * c.w, out = c.out;
+        for (int64_t x = first; x < end; x++) {
             vf sum = splat(0);
             for (int b = 0; b < 4; b++)
                 if (SEPARABLE) sum += load(columns[x - first + b] + k - o) * taps[b];
                 else
-                    for (int a = 0; a < 4; a++) sum += load(rows[a] + (x + b) * c.out + k) * c.filter[4 * a + b];
-            finish<HALF>(c, Finish::of(c, n, k), n, r * 2 * c.w + x, k, sum);
+                    for (int a = 0; a < 4; a++) sum += load(rows[a] + (x + b) * out + k) * c.filter[4 * a + b];
+            finish(pixel + x, sum);
         }
+    }
 }
 
 // A few columns of all rows, then the next: of the four rows that one needs, three are still in the second cache.
@@ -410,10 +439,36 @@ static void low_pass(const Convolution& c, const Strip& s, int64_t image, int64_
     else c.half ? filter_rows<true, false>(c, s, image, first, end) : filter_rows<false, false>(c, s, image, first, end);
 }
 
+constexpr int ABREAST = 4;   // pixels whose sums the registers hold
+
+template <int O>
+static void few_of(const Convolution& c, const float* folded, int64_t first, int64_t end) {
+    const float* x = static_cast<const float*>(c.x);
+    for (int64_t p = first; p < end; p += ABREAST) {
+        vf acc[ABREAST][O];
+        for (int a = 0; a < ABREAST; a++)
+            for (int o = 0; o < O; o++) acc[a][o] = splat(0);
+        for (int64_t i = 0; i < c.in; i += W)
+            for (int a = 0; a < ABREAST; a++)
+                for (int o = 0; o < O; o++) acc[a][o] += load(x + (p + a < end ? p + a : p) * c.in + i) * load(folded + o * c.in + i);
+        for (int a = 0; a < ABREAST && p + a < end; a++)
+            for (int o = 0; o < O; o++) {
+                float v = sum(acc[a][o]) + (c.bias ? c.bias[o] : 0);
+                v = (v < 0 ? v * c.slope : v) * c.gain;
+                static_cast<float*>(c.y)[(p + a) * O + o] = v > c.clamp ? c.clamp : v < -c.clamp ? -c.clamp : v;
+            }
+    }
+}
+
+static void few(const Convolution& c, const float* folded, int64_t first, int64_t end) {
+    const auto one = c.out == 1 ? few_of<1> : c.out == 2 ? few_of<2> : c.out == 3 ? few_of<3> : few_of<FEW>;
+    one(c, folded, first, end);
+}
+
 #define OMNI_TEXT(x) #x
 #define OMNI_NAME(x) OMNI_TEXT(x)
 
 static const WinogradKernels table = {OMNI_NAME(OMNI_ISA), PRODUCTS, TILE, groups, weight_bytes, transform_floats, transform, tile_bytes,
-                                      scratch_bytes, run, low_pass, matrix_step, unfold, tap_matrix};
+                                      scratch_bytes, run, low_pass, few, matrix_step, unfold, tap_matrix};
 
 }}  // namespace omni::OMNI_ISA

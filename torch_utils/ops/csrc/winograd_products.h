@@ -116,30 +116,43 @@ OMNI_INLINE void pack_inputs(const float* from, int64_t step, int64_t count, int
     }
 }
 
+// A product of one row with two registers of weights, added to their sums; and of six rows, at some byte of a pair of channels.
+#define OMNI_ROW(value, even, odd)                                                                      \
+    "vpbroadcastd " value ", %%ymm14\n\t"                                                               \
+    "vpmaddwd %%ymm12, %%ymm14, %%ymm15\n\tvpaddd %%ymm15, %[" even "], %[" even "]\n\t"               \
+    "vpmaddwd %%ymm13, %%ymm14, %%ymm15\n\tvpaddd %%ymm15, %[" odd "], %[" odd "]\n\t"
+#define OMNI_PAIR(byte, weights, more_weights)                                                          \
+    "vmovdqu " weights "(%[b]), %%ymm12\n\tvmovdqu " more_weights "(%[b]), %%ymm13\n\t"                \
+    OMNI_ROW(byte "(%[a])", "c0", "c1") OMNI_ROW(byte "(%[a], %[lda])", "c2", "c3")                     \
+    OMNI_ROW(byte "(%[a], %[lda], 2)", "c4", "c5") OMNI_ROW(byte "(%[a3])", "c6", "c7")                 \
+    OMNI_ROW(byte "(%[a], %[lda], 4)", "c8", "c9") OMNI_ROW(byte "(%[a3], %[lda], 2)", "c10", "c11")
+#define OMNI_ZERO(sum) "vpxor %[" sum "], %[" sum "], %[" sum "]\n\t"
+
+// Written out: sums, weights, a value and a product take all 16 registers, and compilers find no such order. Depth is a multiple
+// of 4.
 template <int QS>
 OMNI_INLINE void product_tile(int64_t depth, const value* a, int64_t lda, const value* b, float* c, int64_t ldc, const float* a_inverse,
                               const float* b_inverse) {
+    static_assert(ROWS == 6 && QS == 2, "the registers hold these tiles");
     __m256i acc[ROWS][QS];
-    for (int p = 0; p < ROWS; p++)
-        for (int q = 0; q < QS; q++) acc[p][q] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < depth; k += 2) {
-        __m256i row[QS];
-        for (int q = 0; q < QS; q++) row[q] = _mm256_loadu_si256((const __m256i*)(b + k * QS * W + 2 * q * W));
-        for (int p = 0; p < ROWS; p++) {
-            int32_t pair;
-            __builtin_memcpy(&pair, a + p * lda + k, 4);
-            const __m256i x = _mm256_set1_epi32(pair);
-            for (int q = 0; q < QS; q++) {
-                // Written out because compilers reorder the intrinsics into more live sums than there are registers.
-                __m256i sums;
-                asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(acc[p][q]), "=&x"(sums) : "x"(row[q]), "x"(x));
-            }
-        }
-    }
+    const value *a3 = a + 3 * lda, *end = a + depth;
+    asm volatile(OMNI_ZERO("c0") OMNI_ZERO("c1") OMNI_ZERO("c2") OMNI_ZERO("c3") OMNI_ZERO("c4") OMNI_ZERO("c5") OMNI_ZERO("c6")
+                 OMNI_ZERO("c7") OMNI_ZERO("c8") OMNI_ZERO("c9") OMNI_ZERO("c10") OMNI_ZERO("c11")
+                 "1:\n\t" OMNI_PAIR("0", "0", "32") OMNI_PAIR("4", "64", "96")
+                 "add $8, %[a]\n\tadd $8, %[a3]\n\tsub $-128, %[b]\n\tcmp %[end], %[a]\n\tjb 1b"
+                 : [c0] "=&x"(acc[0][0]), [c1] "=&x"(acc[0][1]), [c2] "=&x"(acc[1][0]), [c3] "=&x"(acc[1][1]), [c4] "=&x"(acc[2][0]),
+                   [c5] "=&x"(acc[2][1]), [c6] "=&x"(acc[3][0]), [c7] "=&x"(acc[3][1]), [c8] "=&x"(acc[4][0]), [c9] "=&x"(acc[4][1]),
+                   [c10] "=&x"(acc[5][0]), [c11] "=&x"(acc[5][1]), [a] "+r"(a), [a3] "+r"(a3), [b] "+r"(b)
+                 : [lda] "r"(lda * int64_t(sizeof(value))), [end] "r"(end)
+                 : "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory");
     for (int p = 0; p < ROWS; p++)
         for (int q = 0; q < QS; q++)
             store(c + p * ldc + q * W, (vf)_mm256_cvtepi32_ps(acc[p][q]) * (load(b_inverse + q * W) * a_inverse[p]));
 }
+
+#undef OMNI_ZERO
+#undef OMNI_PAIR
+#undef OMNI_ROW
 
 #else
 

@@ -102,7 +102,7 @@ def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_fi
             weight = weight * (weight.shape[1] * weight.shape[2] * weight.shape[3]) ** -0.5 \
                 / weight.abs().amax(dim=[1, 2, 3], keepdim=True)
             styles = styles / styles.abs().amax(dim=1, keepdim=True)
-        if torch.is_grad_enabled() and weight.requires_grad:
+        if (torch.is_grad_enabled() and weight.requires_grad) or weight.device.type != 'cpu':
             energy = weight.square().sum(dim=[2, 3])                                                 # [O, I]
         else:
             taps = weight.shape[2] * weight.shape[3]                                                 # as a product 2.6 times as fast

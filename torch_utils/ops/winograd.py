@@ -14,7 +14,7 @@ from torch_utils.misc import cpu_flags
 from torch_utils.ops.conv_gradients import Convolve, Kind
 from torch_utils.ops.native import load_native
 
-LEAST_TILES = 16        # below, transforming the weights costs more than it spares
+LEAST_TILES = 16        # below, transforming the weights costs more than it spares; a quarter of them where the size doubles
 LEAST_PIXELS = 256      # the same for one tap
 CHANNELS = 16           # multiples of it
 FEW = 4                 # or so many made by one tap: images
@@ -46,7 +46,7 @@ def can_convolve(x, weight, up=1, resample_filter=None):
     if up == 2 and (resample_filter is None or resample_filter.shape != (4, 4)):
         return False
     n, _, height, width = x.shape
-    return n * -(-height // 4) * -(-width // 4) >= LEAST_TILES and load_native() and x.dtype in _types()
+    return n * -(-height // 4) * -(-width // 4) * up * up >= LEAST_TILES and load_native() and x.dtype in _types()
 
 
 def can_multiply(x, weight, noise=None, demodulate=False):

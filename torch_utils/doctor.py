@@ -23,6 +23,7 @@ from torch_utils import misc
 from torch_utils.ops import bias_act, cuda_build, native, upfirdn2d, volume_render, winograd
 
 TOLERANCE = 1e-3   # largest difference of the self-tests, relative to the range of values
+TOLERANCES = {'float32': TOLERANCE, 'int16': 2e-3, 'bfloat16': 2e-2}
 LIBRARIES = ('numpy', 'click', 'pillow', 'imageio-ffmpeg', 'ninja', 'cuda-core')
 
 
@@ -32,6 +33,7 @@ class Check(NamedTuple):
     backend: str
     ours: Callable
     plain: Callable
+    tolerance: float = TOLERANCE
 
 
 def machine(device):
@@ -41,8 +43,9 @@ def machine(device):
     yield f'python {platform.python_version()}, ' + ', '.join(f'{name} {version or "absent"}' for name, version in found.items())
     yield f'processor: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {" ".join(flags) or platform.machine()}'
     yield f'device: {device}' + (f', {torch.cuda.get_device_name(device)}' if device.type == 'cuda' else '')
-    half = misc.half_dtype(device)
-    yield '16-bit convolutions: ' + ('none that pay' if half == torch.float32 else str(half).removeprefix('torch.'))
+    half = str(misc.half_dtype(device)).removeprefix('torch.')
+    integers = device.type == 'cpu' and winograd.integers_pay()
+    yield f'16-bit convolutions: {half if half != "float32" else "int16, without gradients" if integers else "none that pay"}'
     yield f'compiler: {shutil.which((os.environ.get("CXX") or "c++").split()[0]) or "none"}; cache: {dnnlib.util.cache_folder()}'
 
 
@@ -87,8 +90,9 @@ def checks(device, backend):
     yield Check('upfirdn2d (upsampling)', backend, lambda: upfirdn2d.upsample2d(x, f), lambda: plain_upsampling(x, f))
     weight = torch.randn(64, 64, 3, 3, device=device)
     if device.type == 'cpu':
-        yield Check('convolution 3x3, float32', f'{backend}, F(4x4, 3x3)', lambda: winograd.convolve(x, weight),
-                    lambda: F.conv2d(x.contiguous(), weight, padding=1))
+        for products in ('float32', *(name for name in ('bfloat16', 'int16') if winograd.multiplies(name))):
+            yield Check(f'convolution 3x3, {products}', f'{backend}, F(4x4, 3x3)', lambda products=products: winograd.convolve(
+                x, weight, products=products), lambda: F.conv2d(x.contiguous(), weight, padding=1), TOLERANCES[products])
     if device.type in ('cpu', 'cuda'):
         bias = torch.randn(64, device=device)
         yield Check('bias_act', backend, lambda: bias_act.bias_act(x, bias, act='lrelu', clamp=256),
@@ -138,7 +142,7 @@ def main(device):
     for check in checks(device, reason) if usable else ():
         error, ratio = compare(check, device)
         click.echo(f'{check.name:26} {check.backend}; differs by {error:.1e} from plain PyTorch; {ratio:.1f} times as fast here')
-        if not error <= TOLERANCE:
+        if not error <= check.tolerance:
             faults.append(f'{check.name} differs by {error:.1e}: set OMNIHEAD_NATIVE=0 and report it')
     for fault in faults:
         click.echo(f'FAULT: {fault}')

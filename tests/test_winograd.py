@@ -1,7 +1,10 @@
 """Convolutions by minimal filtering, and of one tap, against their definition in plain PyTorch."""
 
+import functools
+
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from torch_utils.ops import conv2d_resample, winograd
 from torch_utils.ops.bias_act import bias_act
@@ -12,7 +15,7 @@ pytestmark = pytest.mark.skipif(not load_native(), reason='the C++ operators can
 
 # Batch, channels in and out, height and width: odd sizes, several groups of channels, more tiles than a block or a strip has.
 SHAPES = [(2, 32, 64, 13, 9), (1, 16, 48, 8, 8), (3, 64, 128, 5, 30), (1, 16, 16, 1, 1), (1, 48, 80, 40, 3), (2, 16, 16, 90, 60),
-          (5, 16, 32, 36, 32), (0, 16, 16, 8, 8)]
+          (5, 16, 32, 36, 32), (1, 16, 16, 61, 66), (0, 16, 16, 8, 8)]
 
 
 def layer(n, channels, out, height, width, up, dtype, kernel=3, separable=False):
@@ -79,17 +82,29 @@ integers = pytest.mark.skipif(not load_native() or not winograd.multiplies('int1
 @integers
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('up,kernel', [(1, 3), (2, 3), (1, 1)])
-@pytest.mark.parametrize('shape', [*SHAPES[:3], SHAPES[5], (1, 512, 16, 9, 9)])
+@pytest.mark.parametrize('shape', [*SHAPES[:3], SHAPES[5], (1, 512, 16, 9, 9), (1, 1024, 16, 12, 12)])
 def test_int16_is_near_the_definition(shape, up, kernel, dtype):
     kwargs = layer(*shape, up, dtype, kernel)
     result, expected = fused(**kwargs, products='int16'), definition(**kwargs)
     assert result.dtype == dtype and not torch.equal(result, fused(**kwargs))
-    assert relative_error(result, expected) < (2e-3 if dtype == torch.float32 else 0.02)
+    bound = (9e-5 if kernel == 3 else 2e-5) * shape[1] ** 0.5
+    assert relative_error(result, expected) < (bound if dtype == torch.float32 else 0.02)
 
 
 @integers
-def test_int16_has_no_range_of_its_own():
-    """Sums stay within 32 bits, whatever the channels hold, and every tile and channel has its own scale."""
+@pytest.mark.parametrize('size,kernel', [(1e-14, 3), (1e-14, 1), (1e15, 3), (1e15, 1)])
+def test_int16_keeps_its_accuracy_over_a_wide_range(size, kernel):
+    kwargs = {**layer(1, 64, 32, 16, 16, 1, torch.float32, kernel), 'noise': None, 'bias': None}
+    kwargs['x'] *= size
+    expected = definition(**{**kwargs, 'noise': torch.zeros(1, 1, 1, 1), 'bias': torch.zeros(32)})
+    assert relative_error(fused(**kwargs, products='int16'), expected) < 2e-3
+    kwargs['x'] *= 1e-14 / size * 1e-9            # squares lose their bits: nothing, but no nonsense
+    assert not fused(**kwargs, products='int16').any()
+
+
+@integers
+def test_int16_sums_do_not_overflow():
+    """Whatever the channels hold; and every tile and channel has its own scale."""
     kwargs = layer(1, 64, 32, 24, 24, 1, torch.float32)
     kwargs['x'][:, :, :12] *= 1e12
     kwargs['x'][:, :, 12:] *= 1e-12
@@ -109,11 +124,12 @@ def test_int16_has_no_range_of_its_own():
 
 
 @pytest.mark.parametrize('products', ['float32', pytest.param('int16', marks=integers)])
-@pytest.mark.parametrize('up', [1, 2])
-def test_what_is_no_number_shows(products, up):
-    kwargs = layer(1, 32, 32, 24, 24, up, torch.float32)
-    kwargs['x'][0, 3, 5, 6] = float('nan')
-    found = fused(**kwargs, products=products).isnan().any(dim=1)[0]
+@pytest.mark.parametrize('up,kernel', [(1, 3), (2, 3), (1, 1)])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_what_is_no_number_shows(products, up, kernel, value):
+    kwargs = layer(1, 32, 32, 24, 24, up, torch.float32, kernel)
+    kwargs['x'][0, 3, 5, 6] = value
+    found = (~fused(**kwargs, products=products).isfinite()).any(dim=1)[0]
     assert found[5 * up:6 * up, 6 * up:7 * up].all() and not found[16 * up:].any() and not found[:, 16 * up:].any()
 
 
@@ -152,13 +168,26 @@ def test_plain_convolution():
     torch.testing.assert_close(winograd.convolve(x, weight), torch.nn.functional.conv2d(x, weight, padding=1), rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize('shape', [(2, 24, 8, 8), (1, 16, 4, 4), (3, 8, 5, 7)])
+@pytest.mark.parametrize('out', [32, 3])
+def test_forward_derivatives_take_the_definition(out):
+    x, tangent = torch.randn(2, 1, 32, 32, 32)
+    weight, styles, bias = torch.randn(out, 32, 1, 1), torch.rand(1, 32), torch.randn(out)
+    function = functools.partial(conv2d_resample.modulated_layer, weight=weight, styles=styles, bias=bias, demodulate=False)
+    _, found = torch.func.jvp(function, (x,), (tangent,))
+    with forward_ad.dual_level():
+        other = forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent))).tangent
+    expected = torch.nn.functional.conv2d(tangent * styles[:, :, None, None], weight)
+    for result in (found, other):
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(2, 24, 8, 8), (1, 16, 4, 4), (3, 8, 5, 7), (0, 16, 4, 4)])
 def test_few_pixels_equal_the_definition(shape):
     x, weight = torch.randn(shape), torch.randn(40, shape[1], 3, 3)
     expected = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
     with torch.no_grad():
         result = conv2d_resample.conv2d_resample(x, weight, padding=1)
-    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert result.is_contiguous(memory_format=torch.channels_last) or not shape[0]
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5)
 
 

@@ -93,6 +93,8 @@ def checks(device, backend):
         for products in ('float32', *(name for name in ('bfloat16', 'int16') if winograd.multiplies(name))):
             yield Check(f'convolution 3x3, {products}', f'{backend}, F(4x4, 3x3)', lambda products=products: winograd.convolve(
                 x, weight, products=products), lambda: F.conv2d(x.contiguous(), weight, padding=1), TOLERANCES[products])
+            yield Check(f'doubling layer, {products}', f'{backend}, F(4x4, 2x2)', lambda products=products: winograd.convolve(
+                x, weight, 2, f, products=products), lambda: plain_doubling(x, weight, f), TOLERANCES[products])
     if device.type in ('cpu', 'cuda'):
         bias = torch.randn(64, device=device)
         yield Check('bias_act', backend, lambda: bias_act.bias_act(x, bias, act='lrelu', clamp=256),
@@ -104,6 +106,12 @@ def plain_upsampling(x, f):
     n, c, h, w = x.shape
     y = F.pad(x.reshape(n, c, h, 1, w, 1), [0, 1, 0, 0, 0, 1]).reshape(n, c, 2 * h, 2 * w)
     return F.conv2d(F.pad(y, (2, 1, 2, 1)), (f * 4).flip([0, 1]).expand(c, 1, 4, 4), groups=c)
+
+
+def plain_doubling(x, weight, f):
+    """conv2d_resample of twice the size by a transposed convolution and a depthwise one."""
+    y = F.conv_transpose2d(x.contiguous(), weight.transpose(0, 1), stride=2)
+    return F.conv2d(F.pad(y, (1, 1, 1, 1)), (f * 4).flip([0, 1]).expand(y.shape[1], 1, 4, 4), groups=y.shape[1])
 
 
 def compare(check, device):

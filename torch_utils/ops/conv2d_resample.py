@@ -7,6 +7,7 @@ the derivatives of strided ones (conv_gradients.py); or the styles go into the w
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.forward_ad import unpack_dual
 
 from torch_utils.ops import conv_gradients, trained_layers, winograd
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
@@ -45,23 +46,29 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
         inner = max(min(-before, -after), 0)
         x = conv_gradients.conv_transpose2d(x, w.transpose(0, 1), up, inner)
         return upfirdn2d(x, f, padding=(before + inner, after + inner, before + inner, after + inner), gain=up * up)
-    if kernel == 3 and padding == 1 and x.device.type == 'cpu' and x.shape[2] * x.shape[3] <= FEW_PIXELS and not torch.is_grad_enabled():
+    few = w.shape[2:] == (3, 3) and padding == 1 and 0 < x.shape[2] * x.shape[3] <= FEW_PIXELS and x.numel() > 0
+    if few and x.device.type == 'cpu' and not wants_gradient(x, w):
         return _few_pixels(x, w)
     return F.conv2d(x, w, padding=padding)
+
+
+def wants_gradient(*tensors):
+    """Whether a derivative by one of the tensors (None: none) is asked for, in reverse or forward mode."""
+    return any(t is not None and ((torch.is_grad_enabled() and t.requires_grad) or unpack_dual(t).tangent is not None) for t in tensors)
 
 
 def _few_pixels(x, w):
     """F.conv2d(x, w, padding=1) as one product, whose time is that of reading the weights as they lie."""
     n, _, height, width = x.shape
     y = F.unfold(x, 3, padding=1).transpose(1, 2) @ w.flatten(1).t()         # [N, H*W, O]
-    return y.view(n, height, width, -1).permute(0, 3, 1, 2)
+    return y.view(n, height, width, w.shape[0]).permute(0, 3, 1, 2)
 
 
 def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=None, clamp=None, up=1, padding=0, resample_filter=None,
                     demodulate=True, products=None):
     """bias_act of modulated_conv2d, whose arguments these are: a layer of a synthesis network in the fastest way there is.
     `products`: see winograd.convolve; where gradients are wanted, or another way is taken, they are of x's type."""
-    inference = not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, styles, noise, bias)))
+    inference = not wants_gradient(x, weight, styles, noise, bias)
     gain = ACTIVATIONS[act].gain if gain is None else gain
     fast = winograd.can_convolve(x, weight, up, resample_filter) if padding == 1 \
         else padding == 0 and up == 1 and winograd.can_multiply(x, weight, noise, demodulate)
@@ -102,11 +109,7 @@ def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_fi
             weight = weight * (weight.shape[1] * weight.shape[2] * weight.shape[3]) ** -0.5 \
                 / weight.abs().amax(dim=[1, 2, 3], keepdim=True)
             styles = styles / styles.abs().amax(dim=1, keepdim=True)
-        if (torch.is_grad_enabled() and weight.requires_grad) or weight.device.type != 'cpu':
-            energy = weight.square().sum(dim=[2, 3])                                                 # [O, I]
-        else:
-            taps = weight.shape[2] * weight.shape[3]                                                 # as a product 2.6 times as fast
-            energy = (weight.reshape(-1, taps).square() @ weight.new_ones(taps)).view(weight.shape[:2])
+        energy = weight.square().sum(dim=[2, 3])                                                     # [O, I]
         scale = (styles.square() @ energy.t() + 1e-8).rsqrt()                                        # [N, O]
     x = x * styles.to(x.dtype)[:, :, None, None]
     x = conv2d_resample(x, weight, resample_filter, up=up, padding=padding)

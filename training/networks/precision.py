@@ -17,8 +17,8 @@ FP16_CLAMP = 256.0   # of activations, as in the published networks: float16 end
 
 def resolve_precision(precision, device):
     """'auto' as what is fastest on `device` (torch.device) among those whose images stay within 45 dB of float32's: fp16 on
-    CUDA, bf16 on processors that multiply it, int16 on others with AVX2, else float32. Raises UserError for a precision the
-    device has not."""
+    CUDA, bf16 on processors that multiply it, int16 on those with AVX2 but not AVX-512, else float32. Raises UserError for a
+    precision the device has not."""
     if precision not in INFERENCE_PRECISIONS:
         raise UserError(f'--precision {precision}: must be one of {", ".join(INFERENCE_PRECISIONS)}')
     if precision == 'auto':
@@ -28,7 +28,8 @@ def resolve_precision(precision, device):
             return 'bf16'
         return 'int16' if device.type == 'cpu' and winograd.integers_pay() else 'float32'
     if precision == 'int16' and not (device.type == 'cpu' and winograd.multiplies('int16')):
-        raise UserError(f'--precision int16: needs our C++ operators on a processor with AVX2, which are not there for {device.type}; '
+        raise UserError(f'--precision int16: needs our C++ operators on a processor with AVX2, which are not there for {device.type} '
+                        '(OMNIHEAD_ISA and OMNIHEAD_NATIVE can forbid them); '
                         'use float32, or auto (python -m torch_utils.doctor says what is missing)')
     if precision == 'tf32' and device.type != 'cuda':
         raise UserError(f'--precision tf32: exists on NVIDIA GPUs only, not on {device.type}; use float32, or auto')

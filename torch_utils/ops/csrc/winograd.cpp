@@ -23,7 +23,7 @@ using Optional = std::optional<Tensor>;
 
 // Tiles that a worker takes at a time. A matrix of weights that stays in its second cache is read again for every few tiles, and
 // what becomes of these should stay there too; a larger one comes from the third cache, and shall be used by more of them.
-constexpr int64_t KEPT_BYTES = 192 << 10, FEW_TILES = 24, MANY_TILES = 96, BLOCK_BYTES = 12 << 20, TILE_ROWS = 6;
+constexpr int64_t KEPT_BYTES = 192 << 10, FEW_TILES = 24, MANY_TILES = 96, BLOCK_BYTES = 12 << 20;
 constexpr int64_t STRIP_TILES = 256;       // of a layer that doubles the size, before its low-pass filter
 constexpr int64_t MOST_ROWS = 256;         // of the matrices whose products are the weight's gradient
 
@@ -31,7 +31,7 @@ constexpr Phase PLAIN[] = {{3, 3, 0, 0}}, POINTWISE[] = {{1, 1, 0, 0}}, DOUBLING
 
 bool has(const char* name) {
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (!std::strncmp(name, "avx2", 4)) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!std::strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!std::strcmp(name, "avx512")) return avx512;
@@ -145,7 +145,7 @@ std::vector<Work> work_of(const WinogradKernels& k, Convolution& c, const Strip&
     for (size_t p = 0; p < phases.size(); p++) {
         const int64_t tiles = tiles_of(c, s, phases[p], k.tile);
         if (tiles == 0) continue;
-        const int64_t block = ceil_div(ceil_div(tiles, ceil_div(tiles, most)), TILE_ROWS) * TILE_ROWS;
+        const int64_t block = ceil_div(ceil_div(tiles, ceil_div(tiles, most)), PRODUCT_ROWS) * PRODUCT_ROWS;
         c.block = std::max(c.block, block);
         for (int64_t t = 0; t < tiles; t += block) work.push_back({phases[p], weights[p], t, std::min(tiles, t + block)});
     }
@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weig
     c.up = upsampling ? 2 : 1;
     const int64_t kernel = weight.size(2);
     const bool few = kernel == 1 && c.out <= FEW && c.out > 0 && !noise && !demodulate && !turned && x.scalar_type() == at::kFloat;
-    TORCH_CHECK(c.in % 16 == 0 && (c.out % 16 == 0 || few), "winograd_convolve takes multiples of 16 channels, got ", c.in, " and ", c.out);
+    TORCH_CHECK(c.in > 0 && c.in % 16 == 0 && (c.out % 16 == 0 || few), "winograd_convolve takes multiples of 16 channels, got ", c.in, " and ", c.out);
     TORCH_CHECK(kernel == 3 || (kernel == 1 && c.up == 1), "winograd_convolve takes weights of 3x3 taps, or of one without upsampling");
     c.weight = checked(weight, "weight", {turned ? c.in : c.out, turned ? c.out : c.in, kernel, kernel});
     c.taps = kernel * kernel;

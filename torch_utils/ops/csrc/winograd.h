@@ -14,6 +14,7 @@ namespace omni {
 enum class Products { FLOAT32, BFLOAT16, INT16 };   // what is multiplied; sums are float, or int32 for INT16
 
 constexpr int FEW = 4;
+constexpr int PRODUCT_ROWS = 6;    // tiles whose products are taken together: a block has a multiple of them
 
 // One convolution of the input: the taps of the weight it has in each direction, all 3, or those of a phase (y, x).
 struct Phase {
@@ -49,7 +50,7 @@ struct Convolution {
     const float *bias;             // [O], or null
     float slope, gain, clamp;      // v < 0 becomes slope * v; then times gain; then held to +-clamp
     void* y;                       // [n, h * up, w * up, O]
-    int64_t block;                 // tiles a worker takes at a time, a multiple of 6
+    int64_t block;                 // tiles a worker takes at a time, a multiple of PRODUCT_ROWS
 };
 
 // One instruction set and one way to tile.

@@ -468,7 +468,13 @@ static void few(const Convolution& c, const float* folded, int64_t first, int64_
 #define OMNI_TEXT(x) #x
 #define OMNI_NAME(x) OMNI_TEXT(x)
 
-static const WinogradKernels table = {OMNI_NAME(OMNI_ISA), PRODUCTS, TILE, groups, weight_bytes, transform_floats, transform, tile_bytes,
+#ifdef OMNI_INT16_PRODUCTS
+#define OMNI_SET avx2
+#else
+#define OMNI_SET OMNI_ISA
+#endif
+
+static const WinogradKernels table = {OMNI_NAME(OMNI_SET), PRODUCTS, TILE, groups, weight_bytes, transform_floats, transform, tile_bytes,
                                       scratch_bytes, run, low_pass, few, matrix_step, unfold, tap_matrix};
 
 }}  // namespace omni::OMNI_ISA

@@ -36,7 +36,7 @@ OMNI_INLINE void store_half(uint16_t* p, vf v) {
 OMNI_INLINE void store_number(float* p, vf v) { store(p, v); }
 OMNI_INLINE void store_number(uint16_t* p, vf v) { store_half(p, v); }
 
-constexpr int ROWS = 6;   // of a product's tile
+constexpr int ROWS = PRODUCT_ROWS;
 
 #if defined(OMNI_HALF_PRODUCTS)
 
@@ -77,9 +77,14 @@ constexpr int TOGETHER = 2;
 constexpr int64_t MOST_ROWS = 40;   // that are packed together: as many as matrices, and some more for the last register
 constexpr float LENGTH = 32000;   // below 2^15, so that a single value fits too; the rounding of 512 values adds at most 12
 
-// What brings a norm to LENGTH. A norm that is no number gives results that are none, by the inverse.
-OMNI_INLINE vf scale_of(vf squares) { return squares > splat(0) ? LENGTH / (vf)_mm256_sqrt_ps((__m256)squares) : splat(0); }
-OMNI_INLINE vf inverse_of(vf squares) { return (vf)_mm256_sqrt_ps((__m256)squares) * (1 / LENGTH); }
+// What brings a norm to LENGTH, and back, from its square. Below a norm of 1e-15 all is 0, for squares lose their bits there; where
+// the square is infinite or no number, the inverse is no number, and so are the results.
+constexpr float LEAST_SQUARE = 1e-30f;
+OMNI_INLINE vf scale_of(vf squares) { return squares > splat(LEAST_SQUARE) ? LENGTH / (vf)_mm256_sqrt_ps((__m256)squares) : splat(0); }
+OMNI_INLINE vf inverse_of(vf squares) {
+    const vf inverse = (vf)_mm256_sqrt_ps((__m256)squares) * (1 / LENGTH) + (squares - squares);   // infinite - infinite is no number
+    return squares <= splat(LEAST_SQUARE) ? splat(0) : inverse;
+}
 
 OMNI_INLINE __m256i rounded(vf v) { return _mm256_cvtps_epi32((__m256)v); }
 
@@ -91,7 +96,7 @@ OMNI_INLINE void store_weights(value* to, vf even, vf odd, const float* scale) {
 // Rows [count, in] of the inputs, `step` apart; their inverses, `inverses_step` apart.
 OMNI_INLINE void pack_inputs(const float* from, int64_t step, int64_t count, int64_t in, value* to, int64_t to_step, float* inverses,
                              int64_t inverses_step) {
-    float squares[MOST_ROWS], scales[MOST_ROWS];
+    float squares[MOST_ROWS] = {}, scales[MOST_ROWS];
     for (int64_t m = 0; m < count; m++) {
         vf even = splat(0), odd = splat(0);
         for (int64_t i = 0; i < in; i += 2 * W) {

@@ -65,7 +65,7 @@ def test_few_channels_equal_the_definition(shape, out, monkeypatch):
     result = conv2d_resample.modulated_layer(**kwargs)
     kwargs.update({k: v.double() for k, v in kwargs.items() if isinstance(v, torch.Tensor)})
     torch.testing.assert_close(result.double(), conv2d_resample.modulated_layer(**kwargs), rtol=0, atol=3e-5)
-    assert calls == [1] * bool(shape[0]) and (result.is_contiguous(memory_format=torch.channels_last) or not shape[0])
+    assert calls == [1] and (result.is_contiguous(memory_format=torch.channels_last) or not shape[0])
 
 
 @pytest.mark.parametrize('up', [1, 2])
@@ -185,7 +185,7 @@ def test_forward_derivatives_take_the_definition(out):
 def test_few_pixels_equal_the_definition(shape):
     x, weight = torch.randn(shape), torch.randn(40, shape[1], 3, 3)
     expected = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
-    with torch.no_grad():
+    with torch.inference_mode():
         result = conv2d_resample.conv2d_resample(x, weight, padding=1)
     assert result.is_contiguous(memory_format=torch.channels_last) or not shape[0]
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5)

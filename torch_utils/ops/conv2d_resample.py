@@ -47,7 +47,7 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
         x = conv_gradients.conv_transpose2d(x, w.transpose(0, 1), up, inner)
         return upfirdn2d(x, f, padding=(before + inner, after + inner, before + inner, after + inner), gain=up * up)
     few = w.shape[2:] == (3, 3) and padding == 1 and 0 < x.shape[2] * x.shape[3] <= FEW_PIXELS and x.numel() > 0
-    if few and x.device.type == 'cpu' and not wants_gradient(x, w):
+    if few and x.device.type == 'cpu' and torch.is_inference_mode_enabled():   # products round differently as a batch is split in training
         return _few_pixels(x, w)
     return F.conv2d(x, w, padding=padding)
 
@@ -109,7 +109,10 @@ def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_fi
             weight = weight * (weight.shape[1] * weight.shape[2] * weight.shape[3]) ** -0.5 \
                 / weight.abs().amax(dim=[1, 2, 3], keepdim=True)
             styles = styles / styles.abs().amax(dim=1, keepdim=True)
-        energy = weight.square().sum(dim=[2, 3])                                                     # [O, I]
+        if torch.is_grad_enabled() and weight.requires_grad:
+            energy = weight.square().sum(dim=[2, 3])                                                 # [O, I]
+        else:
+            energy = torch.linalg.vector_norm(weight, dim=(2, 3)).square()                           # one pass over the weights
         scale = (styles.square() @ energy.t() + 1e-8).rsqrt()                                        # [N, O]
     x = x * styles.to(x.dtype)[:, :, None, None]
     x = conv2d_resample(x, weight, resample_filter, up=up, padding=padding)

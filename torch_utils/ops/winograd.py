@@ -14,6 +14,7 @@ from torch_utils.misc import cpu_flags
 from torch_utils.ops.conv_gradients import Convolve, Kind
 from torch_utils.ops.native import load_native
 
+# Of an image, for a batch that is split between processes must take the same way in all of them.
 LEAST_TILES = 16        # below, transforming the weights costs more than it spares; a quarter of them where the size doubles
 LEAST_PIXELS = 256      # the same for one tap
 CHANNELS = 16           # multiples of it
@@ -45,8 +46,7 @@ def can_convolve(x, weight, up=1, resample_filter=None):
         return False
     if up == 2 and (resample_filter is None or resample_filter.shape != (4, 4)):
         return False
-    n, _, height, width = x.shape
-    return n * -(-height // 4) * -(-width // 4) * up * up >= LEAST_TILES and load_native() and x.dtype in _types()
+    return -(-x.shape[2] // 4) * -(-x.shape[3] // 4) * up * up >= LEAST_TILES and load_native() and x.dtype in _types()
 
 
 def can_multiply(x, weight, noise=None, demodulate=False):
@@ -55,7 +55,7 @@ def can_multiply(x, weight, noise=None, demodulate=False):
     if weight.shape[2:] != (1, 1) or x.dtype != torch.float32 or not _takes_input(x, weight):
         return False
     few = out <= FEW and noise is None and not demodulate
-    return (few or out % CHANNELS == 0) and x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS and load_native()
+    return (few or out % CHANNELS == 0) and x.shape[2] * x.shape[3] >= LEAST_PIXELS and load_native()
 
 
 def _takes_input(x, weight):

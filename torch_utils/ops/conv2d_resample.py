@@ -46,8 +46,8 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
         inner = max(min(-before, -after), 0)
         x = conv_gradients.conv_transpose2d(x, w.transpose(0, 1), up, inner)
         return upfirdn2d(x, f, padding=(before + inner, after + inner, before + inner, after + inner), gain=up * up)
-    few = w.shape[2:] == (3, 3) and padding == 1 and 0 < x.shape[2] * x.shape[3] <= FEW_PIXELS and x.numel() > 0
-    if few and x.device.type == 'cpu' and torch.is_inference_mode_enabled():   # products round differently as a batch is split in training
+    few = w.shape[2:] == (3, 3) and padding == 1 and x.shape[0] == 1 and 0 < x.numel() and x.shape[2] * x.shape[3] <= FEW_PIXELS
+    if few and x.device.type == 'cpu' and not wants_gradient(x, w):   # a single image: products round differently as batches are split
         return _few_pixels(x, w)
     return F.conv2d(x, w, padding=padding)
 

@@ -1,9 +1,9 @@
 // Short vectors of float for one instruction set, and the few functions the renderer needs on them.
 //
-// Included once by every volume_render_<isa>.cpp, which defines OMNI_ISA (a namespace of its own, so that no function
-// compiled for AVX-512 can be linked into the baseline) and OMNI_WIDTH (floats in a register). GCC's vector extensions
-// stand for intrinsics: the same text becomes SSE, AVX, NEON or SVE code. No standard header with inline functions may
-// be included below the target pragma.
+// Included once by every volume_render_<set>.cpp and winograd_<set>.cpp, which say OMNI_ISA (a namespace of its own, so that
+// no function compiled for AVX-512 can be linked into the baseline) and OMNI_WIDTH (floats in a register). GCC's vector
+// extensions stand for intrinsics: the same text becomes SSE, AVX, NEON or SVE code. No standard header with inline functions
+// may be included below the target pragma.
 #pragma once
 
 #include <cstdint>

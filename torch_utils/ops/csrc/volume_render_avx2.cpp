@@ -1,34 +1,8 @@
-// The renderer for x86-64 with avx,avx2,fma.
-#include <cstdint>
+// The renderer with AVX2.
 #include "volume_render.h"
-
-#if defined(__x86_64__)
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx,avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx,avx2,fma")
-#endif
-
 #define OMNI_ISA avx2
 #define OMNI_WIDTH 8
-#include "volume_render_isa.h"
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-namespace omni {
-const Kernels* kernels_avx2() { return &avx2::table; }
-}  // namespace omni
-
-#else
-
-namespace omni {
-const Kernels* kernels_avx2() { return nullptr; }
-}  // namespace omni
-
-#endif
+#define OMNI_TARGET "target_avx2.h"
+#define OMNI_KERNELS "volume_render_isa.h"
+#define OMNI_GETTER const Kernels* kernels_avx2()
+#include "instruction_set.h"

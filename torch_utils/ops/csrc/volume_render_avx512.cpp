@@ -1,34 +1,8 @@
-// The renderer for x86-64 with avx,avx2,fma,avx512f,avx512bw,avx512dq,avx512vl.
-#include <cstdint>
+// The renderer with AVX-512.
 #include "volume_render.h"
-
-#if defined(__x86_64__)
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx,avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx,avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
-#endif
-
 #define OMNI_ISA avx512
 #define OMNI_WIDTH 16
-#include "volume_render_isa.h"
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-namespace omni {
-const Kernels* kernels_avx512() { return &avx512::table; }
-}  // namespace omni
-
-#else
-
-namespace omni {
-const Kernels* kernels_avx512() { return nullptr; }
-}  // namespace omni
-
-#endif
+#define OMNI_TARGET "target_avx512.h"
+#define OMNI_KERNELS "volume_render_isa.h"
+#define OMNI_GETTER const Kernels* kernels_avx512()
+#include "instruction_set.h"

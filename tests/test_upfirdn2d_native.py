@@ -25,6 +25,15 @@ def test_equals_the_definition(up, down, padding, dtype, tolerance, channels):
 
 
 @pytest.mark.skipif(not load_native(), reason='the C++ operators cannot be built here')
+@pytest.mark.parametrize('column', [[0.0, 0, 0, 0], [0.1, 0.5, 0.2, 0.2], [1.0, -1, 1, -1]], ids=['zero', 'separable', 'sum zero'])
+def test_filters_of_four_taps(column):
+    f = torch.outer(torch.tensor(column), torch.tensor([0.3, 0.4, 0.1, 0.2]))
+    x = torch.randn(2, 5, 7, 6)
+    result = torch.ops.omnihead.upfirdn2d(x, f, (1, 1), (1, 1), (1, 2, 1, 2))
+    torch.testing.assert_close(result.double(), op._reference(x.double(), f.double(), (1, 1), (1, 1), (1, 2, 1, 2)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not load_native(), reason='the C++ operators cannot be built here')
 def test_gradients_go_through_it(monkeypatch):
     x = torch.randn(2, 4, 8, 8, requires_grad=True)
     f = op.setup_filter([1, 3, 3, 1])

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "images.h"
+#include "low_pass.h"
 
 namespace omni {
 namespace {
@@ -96,30 +97,8 @@ void filter_image(const at::Tensor& x, const at::Tensor& out, const at::Tensor& 
     });
 }
 
-// A filter of SEPARABLE x SEPARABLE taps that is the product of one along y and one along x, without inserted zeros. An image's
-// rows lie one after the other, so both passes run over whole rows, whatever the number of channels.
-constexpr int64_t SEPARABLE = 4;
-
-struct Taps { float y[SEPARABLE], x[SEPARABLE]; };
-
-// Whether f [4, 4] is such a product, which `taps` then are.
-bool factorise(const at::Tensor& f, Taps& taps) {
-    if (f.size(0) != SEPARABLE || f.size(1) != SEPARABLE) return false;
-    const float* p = f.const_data_ptr<float>();
-    float total = 0, most = 0;
-    taps = Taps{};
-    for (int i = 0; i < SEPARABLE; ++i)
-        for (int j = 0; j < SEPARABLE; ++j) {
-            const float t = p[i * SEPARABLE + j];
-            taps.y[i] += t, taps.x[j] += t, total += t, most = std::max(most, std::abs(t));
-        }
-    if (std::abs(total) < most) return false;
-    float error = 0;
-    for (int i = 0; i < SEPARABLE; ++i) taps.y[i] /= total;
-    for (int i = 0; i < SEPARABLE; ++i)
-        for (int j = 0; j < SEPARABLE; ++j) error = std::max(error, std::abs(taps.y[i] * taps.x[j] - p[i * SEPARABLE + j]));
-    return error <= 1e-6f * most;
-}
+// Without inserted zeros, and with a filter that goes along one axis, then along the other. An image's rows lie one after the
+// other, so both passes run over whole rows, whatever the number of channels.
 
 template <typename T>
 struct SeparableRow {
@@ -183,7 +162,7 @@ at::Tensor upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntA
     TORCH_CHECK(ax.out > 0 && ay.out > 0, "upfirdn2d: the filter is larger than the padded image");
     at::Tensor out = at::empty({n, channels, ay.out, ax.out}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
     Taps taps;
-    if (ax.up == 1 && ay.up == 1 && ax.pad >= 0 && factorise(f, taps)) {
+    if (ax.up == 1 && ay.up == 1 && ax.pad >= 0 && f.size(0) == SEPARABLE && f.size(1) == SEPARABLE && factorise(f.const_data_ptr<float>(), taps)) {
         if (x.scalar_type() == at::kBFloat16) filter_separably<uint16_t>(x, out, taps, ax, ay);
         else filter_separably<float>(x, out, taps, ax, ay);
         return out;

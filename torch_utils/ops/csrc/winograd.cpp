@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "low_pass.h"
 #include "winograd.h"
 
 namespace omni {
@@ -70,24 +71,12 @@ const float* checked(const Optional& t, const char* name, at::IntArrayRef shape)
     return t->const_data_ptr<float>();
 }
 
-// A low-pass filter as it meets the rows and columns of the transposed convolution, times 4, for three of four values were zeros.
-struct LowPass {
-    float taps[16], column[4], row[4];
-    bool separable;   // taps are the products of column and row, but for rounding
-};
-
-LowPass low_pass_of(const Optional& filter) {
-    LowPass f{};
-    if (!filter) return f;
-    TORCH_CHECK(filter->sizes() == at::IntArrayRef({4, 4}), "winograd_convolve: a low-pass filter of 4x4 taps is needed");
-    const Tensor taps = filter->to(at::kFloat).flip({0, 1}).mul(4).contiguous();
-    std::copy_n(taps.const_data_ptr<float>(), 16, f.taps);
-    const int64_t largest = std::max_element(f.taps, f.taps + 16, [](float a, float b) { return std::abs(a) < std::abs(b); }) - f.taps;
-    f.separable = f.taps[largest] != 0;
-    for (int a = 0; a < 4; a++) f.row[a] = f.taps[largest / 4 * 4 + a], f.column[a] = f.taps[4 * a + largest % 4] / f.taps[largest];
-    for (int a = 0; a < 16; a++)
-        f.separable = f.separable && std::abs(f.column[a / 4] * f.row[a % 4] - f.taps[a]) <= 1e-6f * std::abs(f.taps[largest]);
-    return f;
+// A low-pass filter as it meets the rows and columns of the transposed convolution, times 4, for three of four values were zeros;
+// undefined without one.
+Tensor turned_filter(const Optional& filter) {
+    if (!filter) return {};
+    TORCH_CHECK(filter->sizes() == at::IntArrayRef({SEPARABLE, SEPARABLE}), "winograd_convolve: a low-pass filter of 4x4 taps is needed");
+    return filter->to(at::kFloat).flip({0, 1}).mul(4).contiguous();
 }
 
 // [N, O] factors that bring the convolution of inputs scaled by styles [N, I] to unit variance; energy [I, O].
@@ -206,7 +195,8 @@ std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weig
     TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, "winograd_convolve takes float32 or bfloat16");
     TORCH_CHECK(!(upsampling && turned), "winograd_convolve: a layer that doubles the size has no turned weights");
     const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
-    const LowPass filter = low_pass_of(upsampling);
+    const Tensor filter = turned_filter(upsampling);
+    Taps taps;
     Convolution c{};
     c.n = x.size(0), c.in = x.size(1), c.h = x.size(2), c.w = x.size(3), c.out = weight.size(turned ? 1 : 0);
     c.up = upsampling ? 2 : 1;
@@ -217,8 +207,8 @@ std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weig
     c.weight = checked(weight, "weight", {turned ? c.in : c.out, turned ? c.out : c.in, kernel, kernel});
     c.taps = kernel * kernel;
     c.turned = turned;
-    c.filter = filter.taps;
-    if (filter.separable) c.column_taps = filter.column, c.row_taps = filter.row;
+    if (upsampling) c.filter = filter.const_data_ptr<float>();
+    if (upsampling && factorise(c.filter, taps)) c.column_taps = taps.y, c.row_taps = taps.x;
     c.in_scale = checked(styles, "styles", {c.n, c.in});
     c.noise_each = noise && noise->size(0) == c.n;
     c.noise = checked(noise, "noise", {c.noise_each ? c.n : 1, c.h * c.up, c.w * c.up});

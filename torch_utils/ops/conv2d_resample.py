@@ -58,10 +58,9 @@ def wants_gradient(*tensors):
 
 
 def _few_pixels(x, w):
-    """F.conv2d(x, w, padding=1) as one product, whose time is that of reading the weights as they lie."""
-    n, _, height, width = x.shape
-    y = F.unfold(x, 3, padding=1).transpose(1, 2) @ w.flatten(1).t()         # [N, H*W, O]
-    return y.view(n, height, width, w.shape[0]).permute(0, 3, 1, 2)
+    """F.conv2d(x, w, padding=1) of a single image as one product, whose time is that of reading the weights as they lie."""
+    y = F.unfold(x, 3, padding=1)[0].t() @ w.flatten(1).t()                  # [H*W, O]
+    return y.view(1, *x.shape[2:], w.shape[0]).permute(0, 3, 1, 2)
 
 
 def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=None, clamp=None, up=1, padding=0, resample_filter=None,
@@ -70,9 +69,8 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
     `products`: see winograd.convolve; where gradients are wanted, or another way is taken, they are of x's type."""
     inference = not wants_gradient(x, weight, styles, noise, bias)
     gain = ACTIVATIONS[act].gain if gain is None else gain
-    fast = winograd.can_convolve(x, weight, up, resample_filter) if padding == 1 \
-        else padding == 0 and up == 1 and winograd.can_multiply(x, weight, noise, demodulate)
-    if inference and fast and act in SLOPES and trained_layers.plain_shapes(x, weight, styles, noise, bias, up):
+    if (inference and act in SLOPES and _operator_takes(x, weight, noise, up, padding, resample_filter, demodulate)
+            and trained_layers.plain_shapes(x, weight, styles, noise, bias, up)):
         clamp = None if x.dtype == torch.bfloat16 else clamp
         return winograd.convolve(x, weight, up, resample_filter, styles, demodulate, noise, bias, SLOPES[act], gain, clamp,
                                 products)
@@ -95,6 +93,12 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
     else:
         x = modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)
     return bias_act(x, bias, act=act, gain=gain, clamp=clamp)
+
+
+def _operator_takes(x, weight, noise, up, padding, resample_filter, demodulate):
+    if padding == 1:
+        return winograd.can_convolve(x, weight, up, resample_filter)
+    return padding == 0 and up == 1 and winograd.can_multiply(x, weight, noise, demodulate)
 
 
 def modulated_conv2d(x, weight, styles, noise=None, up=1, padding=0, resample_filter=None, demodulate=True):

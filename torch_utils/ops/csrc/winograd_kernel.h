@@ -68,7 +68,7 @@ OMNI_INLINE void transform_channel(const Convolution& c, const float* taps, int6
 // A few channels are gathered first: the matrices, far from one another, would otherwise all be written to at once.
 template <int RH, int RW>
 static void transform_phase(const Convolution& c, const float* taps, float* squares, unsigned char* weights, int64_t g) {
-    constexpr int AREA = weight_points(RH) * weight_points(RW), PAIR = TOGETHER;
+    constexpr int AREA = weight_points(RH) * weight_points(RW);
     const int64_t group = group_width(c);
     value *target = reinterpret_cast<value*>(weights), *some = reinterpret_cast<value*>(squares + MOST_AREA * group);
 #ifdef OMNI_INT16_PRODUCTS
@@ -85,12 +85,12 @@ static void transform_phase(const Convolution& c, const float* taps, float* squa
     for (int64_t k = 0; k < AREA * group; k += W) store(squares + k, scale_of(load(squares + k)));
 #endif
     for (int64_t i = 0; i < c.in; i += CHANNELS) {
-        for (int64_t k = 0; k < CHANNELS; k += PAIR)
+        for (int64_t k = 0; k < CHANNELS; k += TOGETHER)
             for (int64_t v = 0; v < group; v += W) {
-                vf u[PAIR][AREA];
-                for (int e = 0; e < PAIR; e++) transform_channel<RH, RW>(c, taps, i + k + e, v, u[e]);
+                vf u[TOGETHER][AREA];
+                for (int e = 0; e < TOGETHER; e++) transform_channel<RH, RW>(c, taps, i + k + e, v, u[e]);
                 for (int m = 0; m < AREA; m++)
-                    store_weights(some + (m * CHANNELS + k) * group + v * PAIR, u[0][m], u[PAIR - 1][m], squares + m * group + v);
+                    store_weights(some + (m * CHANNELS + k) * group + v * TOGETHER, u[0][m], u[TOGETHER - 1][m], squares + m * group + v);
             }
         for (int64_t m = 0; m < AREA; m++)
             __builtin_memcpy(target + ((m * groups(c) + g) * c.in + i) * group, some + m * CHANNELS * group, CHANNELS * group * sizeof(value));

@@ -139,7 +139,7 @@ def _worker(module, plain, options):
     context = multiprocessing.get_context('spawn')
     here, there = context.Pipe()
     changed = {'OMNIHEAD_NATIVE': '0' if plain else os.environ.get('OMNIHEAD_NATIVE', '1'), 'OMP_NUM_THREADS': str(options.threads),
-               **options.environ}
+               **({'THP_MEM_ALLOC_ENABLE': '0'} if plain else {}), **options.environ}   # PyTorch as it comes, see torch_utils
     former = {key: os.environ.get(key) for key in changed}
     os.environ.update(changed)
     process = context.Process(target=_serve, args=(there, module, plain, options), daemon=True)

@@ -79,7 +79,7 @@ def test_layer_equals_the_definition(up, clamp, noise_batch, second):
 
 @pytest.mark.parametrize('up', [1, 2])
 def test_layer_in_bfloat16_is_near_the_definition(up, monkeypatch):
-    monkeypatch.setattr(winograd, '_types', lambda: (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(winograd, 'types', lambda: (torch.float32, torch.bfloat16))
     tensors = modulated(2, 1, up, channels=(64, 64))
     x, *others = tensors
     results = derivatives(lambda x, *rest: layer(up, None)(x.bfloat16(), *rest), (x, *others), torch.float32, False)

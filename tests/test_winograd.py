@@ -181,16 +181,6 @@ def test_forward_derivatives_take_the_definition(out):
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize('shape', [(1, 24, 8, 8), (1, 16, 4, 4), (1, 8, 5, 7), (0, 16, 4, 4)])
-def test_few_pixels_equal_the_definition(shape):
-    x, weight = torch.randn(shape), torch.randn(40, shape[1], 3, 3)
-    expected = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
-    with torch.inference_mode():
-        result = conv2d_resample.conv2d_resample(x, weight, padding=1)
-    assert result.is_contiguous(memory_format=torch.channels_last) or not shape[0]
-    torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5)
-
-
 @pytest.mark.parametrize('fault', [
     dict(x=torch.zeros(1, 8, 8, 8)), dict(products='int8'), dict(weight=torch.zeros(16, 16, 5, 5)), dict(styles=torch.zeros(1, 3)),
     dict(up=2, resample_filter=torch.ones(4, 4), weight=torch.zeros(16, 16, 1, 1)), dict(bias=torch.zeros(3)),
@@ -241,7 +231,7 @@ def test_derivatives_equal_those_of_the_definition(shape, monkeypatch):
 
 def test_gradients_in_bfloat16_are_near_the_definition(monkeypatch):
     monkeypatch.setattr(winograd, 'LEAST_TILES', 1)
-    monkeypatch.setattr(winograd, '_types', lambda: (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(winograd, 'types', lambda: (torch.float32, torch.bfloat16))
     x, weight, grad = torch.randn(2, 64, 12, 12), torch.randn(32, 64, 3, 3), torch.randn(2, 32, 12, 12)
     results = derivatives(winograd.differentiable_convolve, x.bfloat16(), weight, grad.bfloat16())
     expected = derivatives(lambda x, weight: torch.nn.functional.conv2d(x, weight, padding=1), *(t.double() for t in (x, weight, grad)))

@@ -1,20 +1,19 @@
 """2-D convolution with optional up- or downsampling, and its style-modulated form (StyleGAN2, 1912.04958, section 2.2).
 
 Plain PyTorch, the definition; first and second derivatives come from autograd. 3x3 convolutions that keep the size are
-C++ operators where these are faster (winograd.py), so are whole layers, in inference as in training (trained_layers.py), and
-the derivatives of strided ones (conv_gradients.py); or the styles go into the weights of a single image.
+C++ operators where these are faster (winograd.py), so are whole layers, in inference (few_pixels.py too) as in training
+(trained_layers.py), and the derivatives of strided ones (conv_gradients.py); or the styles go into the weights of a single image.
 """
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.forward_ad import unpack_dual
 
-from torch_utils.ops import conv_gradients, trained_layers, winograd
+from torch_utils.ops import conv_gradients, few_pixels, trained_layers, winograd
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.trained_layers import SLOPES
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
-FEW_PIXELS = 64   # images of at most so many are less work than laying out weights anew
 
 
 def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
@@ -46,9 +45,6 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
         inner = max(min(-before, -after), 0)
         x = conv_gradients.conv_transpose2d(x, w.transpose(0, 1), up, inner)
         return upfirdn2d(x, f, padding=(before + inner, after + inner, before + inner, after + inner), gain=up * up)
-    few = w.shape[2:] == (3, 3) and padding == 1 and x.shape[0] == 1 and 0 < x.numel() and x.shape[2] * x.shape[3] <= FEW_PIXELS
-    if few and x.device.type == 'cpu' and not wants_gradient(x, w):   # a single image: products round differently as batches are split
-        return _few_pixels(x, w)
     return F.conv2d(x, w, padding=padding)
 
 
@@ -57,23 +53,18 @@ def wants_gradient(*tensors):
     return any(t is not None and ((torch.is_grad_enabled() and t.requires_grad) or unpack_dual(t).tangent is not None) for t in tensors)
 
 
-def _few_pixels(x, w):
-    """F.conv2d(x, w, padding=1) of a single image as one product, whose time is that of reading the weights as they lie."""
-    y = F.unfold(x, 3, padding=1)[0].t() @ w.flatten(1).t()                  # [H*W, O]
-    return y.view(1, *x.shape[2:], w.shape[0]).permute(0, 3, 1, 2)
-
-
 def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=None, clamp=None, up=1, padding=0, resample_filter=None,
                     demodulate=True, products=None):
     """bias_act of modulated_conv2d, whose arguments these are: a layer of a synthesis network in the fastest way there is.
     `products`: see winograd.convolve; where gradients are wanted, or another way is taken, they are of x's type."""
     inference = not wants_gradient(x, weight, styles, noise, bias)
     gain = ACTIVATIONS[act].gain if gain is None else gain
-    if (inference and act in SLOPES and _operator_takes(x, weight, noise, up, padding, resample_filter, demodulate)
-            and trained_layers.plain_shapes(x, weight, styles, noise, bias, up)):
-        clamp = None if x.dtype == torch.bfloat16 else clamp
-        return winograd.convolve(x, weight, up, resample_filter, styles, demodulate, noise, bias, SLOPES[act], gain, clamp,
-                                products)
+    if inference and act in SLOPES and trained_layers.plain_shapes(x, weight, styles, noise, bias, up):
+        around = styles, demodulate, noise, bias, SLOPES[act], gain, None if x.dtype == torch.bfloat16 else clamp
+        if padding == 1 and few_pixels.can_convolve(x, weight, up, resample_filter):
+            return few_pixels.convolve(x, weight, up, resample_filter, *around)
+        if _minimal_filtering_takes(x, weight, noise, up, padding, resample_filter, demodulate):
+            return winograd.convolve(x, weight, up, resample_filter, *around, products)
     # The styles go into whatever is smaller: the weights of a single image, or its few pixels.
     if inference and x.shape[0] == 1 and x.numel() > weight.shape[1] * weight.shape[0]:
         folded = weight * styles[0, None, :, None, None]
@@ -95,7 +86,7 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
     return bias_act(x, bias, act=act, gain=gain, clamp=clamp)
 
 
-def _operator_takes(x, weight, noise, up, padding, resample_filter, demodulate):
+def _minimal_filtering_takes(x, weight, noise, up, padding, resample_filter, demodulate):
     if padding == 1:
         return winograd.can_convolve(x, weight, up, resample_filter)
     return padding == 0 and up == 1 and winograd.can_multiply(x, weight, noise, demodulate)

@@ -22,7 +22,7 @@ FEW = 4                 # or so many made by one tap: images
 
 
 @functools.lru_cache(maxsize=None)
-def _types():
+def types():
     """Types in which this is the fastest convolution here: with AMX that of PyTorch is, in bfloat16."""
     if not load_native():
         return ()
@@ -46,7 +46,7 @@ def can_convolve(x, weight, up=1, resample_filter=None):
         return False
     if up == 2 and (resample_filter is None or resample_filter.shape != (4, 4)):
         return False
-    return -(-x.shape[2] // 4) * -(-x.shape[3] // 4) * up * up >= LEAST_TILES and load_native() and x.dtype in _types()
+    return -(-x.shape[2] // 4) * -(-x.shape[3] // 4) * up * up >= LEAST_TILES and load_native() and x.dtype in types()
 
 
 def can_multiply(x, weight, noise=None, demodulate=False):
@@ -79,12 +79,17 @@ def convolve(x, weight, up=1, resample_filter=None, styles=None, demodulate=Fals
     products: 'float32', 'bfloat16' or 'int16', float32 where there are none of that type; None: x's type. Integers have a scale
     for every tile and every output channel. The error of a result is about 7e-5 * sqrt(I) of its standard deviation if tiles and
     channels are alike, 1.5e-3 for 512 channels, where bfloat16 has 1e-2; a tile's largest values count, so that it is more beside a
-    spike. Norms over the channels may lie between 1e-15 and 1e19: below, results are 0, above NaN.
+    spike. Norms over the channels may lie between 1e-15 and 1e18: below, results are 0, above NaN.
     """
-    floats = [None if t is None else t.float().contiguous() for t in (styles, None if noise is None else noise[:, 0], bias)]
-    limit = float('inf') if clamp is None else float(clamp)
-    return torch.ops.omnihead.winograd_convolve(x, weight.float().contiguous(), resample_filter if up == 2 else None, floats[0], demodulate,
-                                               *floats[1:], slope, gain, limit, products or products_of(x))
+    return torch.ops.omnihead.winograd_convolve(x, weight.float().contiguous(), resample_filter if up == 2 else None,
+                                               *layer_arguments(styles, demodulate, noise, bias, slope, gain, clamp),
+                                               products or products_of(x))
+
+
+def layer_arguments(styles, demodulate, noise, bias, slope, gain, clamp):
+    """What surrounds a convolution, as the operators take it."""
+    styles, noise, bias = (None if t is None else t.float().contiguous() for t in (styles, None if noise is None else noise[:, 0], bias))
+    return styles, demodulate, noise, bias, slope, gain, float('inf') if clamp is None else float(clamp)
 
 
 def _convolve(x, weight, turned=False):

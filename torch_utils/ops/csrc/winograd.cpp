@@ -9,18 +9,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <optional>
 #include <tuple>
 #include <vector>
 
-#include "low_pass.h"
+#include "layer_arguments.h"
 #include "winograd.h"
 
 namespace omni {
 namespace {
 
 using at::Tensor;
-using Optional = std::optional<Tensor>;
 
 // Tiles that a worker takes at a time. A matrix of weights that stays in its second cache is read again for every few tiles, and
 // what becomes of these should stay there too; a larger one comes from the third cache, and shall be used by more of them.
@@ -41,6 +39,8 @@ bool has(const char* name) {
     return !std::strcmp(name, "baseline");
 }
 
+}  // namespace
+
 // The best instruction set of this machine, or the lesser one that OMNIHEAD_ISA names; null where there is none of that kind.
 const WinogradKernels* winograd_kernels(Products products) {
     const char* wanted = std::getenv("OMNIHEAD_ISA");
@@ -49,6 +49,8 @@ const WinogradKernels* winograd_kernels(Products products) {
         if (k && has(k->name) && k->products == products && (any || !std::strcmp(wanted, k->name))) return k;
     return products == Products::FLOAT32 ? winograd_baseline() : nullptr;
 }
+
+namespace {
 
 Products products_named(c10::string_view name) {
     if (name == "float32") return Products::FLOAT32;
@@ -64,20 +66,6 @@ const WinogradKernels& kernels_of(c10::string_view products) {
 }
 
 bool winograd_multiplies(c10::string_view products) { return winograd_kernels(products_named(products)) != nullptr; }
-
-const float* checked(const Optional& t, const char* name, at::IntArrayRef shape) {
-    if (!t) return nullptr;
-    TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->sizes() == shape, name, " must be float32 of shape ", shape);
-    return t->const_data_ptr<float>();
-}
-
-// A low-pass filter as it meets the rows and columns of the transposed convolution, times 4, for three of four values were zeros;
-// undefined without one.
-Tensor turned_filter(const Optional& filter) {
-    if (!filter) return {};
-    TORCH_CHECK(filter->sizes() == at::IntArrayRef({SEPARABLE, SEPARABLE}), "winograd_convolve: a low-pass filter of 4x4 taps is needed");
-    return filter->to(at::kFloat).flip({0, 1}).mul(4).contiguous();
-}
 
 // [N, O] factors that bring the convolution of inputs scaled by styles [N, I] to unit variance; energy [I, O].
 Tensor demodulation(const Convolution& c, const float* energy, const at::TensorOptions& options) {
@@ -160,7 +148,8 @@ void convolve(const WinogradKernels& k, Convolution& c, c10::ArrayRef<Phase> pha
     if (c.up == 2) {
         int64_t images = 0;
         for (const Strip& s : strips) images = std::max(images, s.images), c.ring = std::max(c.ring, 2 * s.rows + 4);
-        between = at::zeros({images * c.ring + 1, 2 * c.w + 3, c.out}, floats);
+        between = at::empty({images * c.ring + 1, 2 * c.w + 3, c.out}, floats);
+        for (const Tensor& border : {between[0], between.select(1, 0), between.select(1, 2 * c.w + 2)}) border.zero_();
         c.between = between.mutable_data_ptr<float>();
     }
     for (const Strip& s : strips) {

@@ -14,6 +14,7 @@ namespace omni {
 enum class Products { FLOAT32, BFLOAT16, INT16 };   // what is multiplied; sums are float, or int32 for INT16
 
 constexpr int FEW = 4;
+constexpr int64_t PIXELS_ABREAST = 16;   // of images of few pixels
 constexpr int PRODUCT_ROWS = 6;    // tiles whose products are taken together: a block has a multiple of them
 
 // One convolution of the input: the taps of the weight it has in each direction, all 3, or those of a phase (y, x).
@@ -72,6 +73,10 @@ struct WinogradKernels {
     // Pixels [first, end) of one image's by `folded` [O, I], one tap times in_scale, where O is at most FEW and all is float; bias and
     // activation follow.
     void (*few)(const Convolution&, const float* folded, int64_t first, int64_t end);
+    // For images of few pixels, in float: what each tap of one output channel's weight [I, 9] makes of each pixel of x [pixels / 16, I, 16],
+    // z [9, pixels]; and the sum of its squares times factors [I, 9].
+    void (*tap_products)(const float* x, int64_t pixels, int64_t in, const float* weight, float* z);
+    float (*energy)(int64_t in, const float* weight, const float* factors);
     // For the weight's gradient. Numbers from one of a block's matrices to the next; tiles [first, end) of x, transformed as the
     // input or, if x is the gradient of a result, by the transpose of what makes results of products, into a block's matrices
     // [tiles, I] of bfloat16 or float; [9, matrices]: what each tap becomes.
@@ -86,5 +91,8 @@ const WinogradKernels* winograd_avx2();
 const WinogradKernels* winograd_avx2_int16();
 const WinogradKernels* winograd_avx512();
 const WinogradKernels* winograd_avx512bf16();
+
+// The best of this machine, or what OMNIHEAD_ISA names; null where there is none with such products.
+const WinogradKernels* winograd_kernels(Products);
 
 }  // namespace omni

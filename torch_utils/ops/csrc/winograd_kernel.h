@@ -3,21 +3,12 @@
 // A worker takes a block of tiles: their input is transformed into (3 + R)^2 matrices [tiles, I], each is multiplied by its
 // weights [I, O], and the products are transformed back. A matrix at a time: its weights are read once a block, from a cache
 // that all share, and while they are multiplied the tiles of this matrix stay in the worker's own.
-#include "winograd_points.h"
-#include "winograd_products.h"
+#include "few_pixels_kernel.h"
+#include "winograd_weights.h"
 
 namespace omni { namespace OMNI_ISA {
 
-constexpr int MOST_AREA = points(3) * points(3);
 constexpr int64_t LINE = 64, LINE_FLOATS = LINE / sizeof(float);
-
-// Output channels of a group: as many registers as the product's tiles are wide.
-OMNI_INLINE int64_t group_width(const Convolution& c) {
-    if (W < 16) return 2 * W;
-    return c.out % (4 * W) == 0 ? 4 * W : c.out % (2 * W) == 0 ? 2 * W : W;
-}
-
-static int64_t groups(const Convolution& c) { return c.out / group_width(c); }
 
 // Lines are made odd in number wherever as many places are written or read in turns: they then fall into different sets of the
 // cache.
@@ -34,111 +25,6 @@ static int64_t tile_bytes(const Convolution& c) { return MOST_AREA * (row_values
 static int64_t scratch_bytes(const Convolution& c) {
     const int64_t floats = results_step(c) + (PRODUCTS == Products::INT16 ? stage_step(c) + c.block : 0);
     return MOST_AREA * (inputs_step(c) * sizeof(value) + floats * sizeof(float));
-}
-
-OMNI_INLINE int64_t weight_matrices(Phase p) { return weight_points(p.rows) * weight_points(p.columns); }
-
-// Matrices of weights [groups, I, group], then, for integers, the factors [O] of each.
-static int64_t weight_bytes(const Convolution& c, Phase p) {
-    const int64_t factors = PRODUCTS == Products::INT16 ? c.out * sizeof(float) : 0;
-    return weight_matrices(p) * (c.in * c.out * sizeof(value) + factors);
-}
-
-constexpr int64_t CHANNELS = 16;   // whose weights are transformed at a time: all numbers of channels are multiples of it
-constexpr int MOST_TAPS = 9, MOST_GROUP = 64;
-
-// Taps [I, taps, group], squares [MOST_AREA, group], and the matrices of a few channels before they go to their places.
-static int64_t transform_floats(const Convolution& c) {
-    return group_width(c) * (c.in * c.taps + MOST_AREA + MOST_AREA * CHANNELS);
-}
-
-// The matrices' values for channel i and W output channels of the group.
-template <int RH, int RW>
-OMNI_INLINE void transform_channel(const Convolution& c, const float* taps, int64_t i, int64_t v, vf* u) {
-    constexpr int FIRST[4][3] = {{}, {1}, {2, 0}, {0, 1, 2}};   // taps of a phase with so many
-    vf chosen[RH * RW];
-    for (int a = 0; a < RH; a++)
-        for (int b = 0; b < RW; b++) {
-            const int64_t tap = c.taps == 1 ? 0 : FIRST[RH][a] * 3 + FIRST[RW][b];
-            chosen[a * RW + b] = load(taps + (i * c.taps + tap) * group_width(c) + v);
-        }
-    transform_taps<RH, RW>(chosen, u);
-}
-
-// A few channels are gathered first: the matrices, far from one another, would otherwise all be written to at once.
-template <int RH, int RW>
-static void transform_phase(const Convolution& c, const float* taps, float* squares, unsigned char* weights, int64_t g) {
-    constexpr int AREA = weight_points(RH) * weight_points(RW);
-    const int64_t group = group_width(c);
-    value *target = reinterpret_cast<value*>(weights), *some = reinterpret_cast<value*>(squares + MOST_AREA * group);
-#ifdef OMNI_INT16_PRODUCTS
-    float* inverses = reinterpret_cast<float*>(target + AREA * c.in * c.out);
-    for (int64_t k = 0; k < AREA * group; k += W) store(squares + k, splat(0));
-    for (int64_t i = 0; i < c.in; i++)
-        for (int64_t v = 0; v < group; v += W) {
-            vf u[AREA];
-            transform_channel<RH, RW>(c, taps, i, v, u);
-            for (int m = 0; m < AREA; m++) store(squares + m * group + v, load(squares + m * group + v) + u[m] * u[m]);
-        }
-    for (int64_t m = 0; m < AREA; m++)
-        for (int64_t v = 0; v < group; v += W) store(inverses + m * c.out + g * group + v, inverse_of(load(squares + m * group + v)));
-    for (int64_t k = 0; k < AREA * group; k += W) store(squares + k, scale_of(load(squares + k)));
-#endif
-    for (int64_t i = 0; i < c.in; i += CHANNELS) {
-        for (int64_t k = 0; k < CHANNELS; k += TOGETHER)
-            for (int64_t v = 0; v < group; v += W) {
-                vf u[TOGETHER][AREA];
-                for (int e = 0; e < TOGETHER; e++) transform_channel<RH, RW>(c, taps, i + k + e, v, u[e]);
-                for (int m = 0; m < AREA; m++)
-                    store_weights(some + (m * CHANNELS + k) * group + v * TOGETHER, u[0][m], u[TOGETHER - 1][m], squares + m * group + v);
-            }
-        for (int64_t m = 0; m < AREA; m++)
-            __builtin_memcpy(target + ((m * groups(c) + g) * c.in + i) * group, some + m * CHANNELS * group, CHANNELS * group * sizeof(value));
-    }
-}
-
-// Taps [I, taps, group] of a group's output channels, and their energy.
-static void load_taps(const Convolution& c, int64_t first, float* taps) {
-    const int64_t group = group_width(c);
-    float rows[MOST_GROUP][CHANNELS * MOST_TAPS];
-    for (int64_t i = 0; i < c.in; i += CHANNELS) {
-        for (int64_t lane = 0; lane < group; lane++)
-            for (int64_t k = 0; k < CHANNELS; k++) {
-                const int64_t o = first + lane, at = c.turned ? (i + k) * c.out + o : o * c.in + i + k;
-                for (int64_t t = 0; t < c.taps; t++) rows[lane][k * c.taps + t] = c.weight[at * c.taps + (c.turned ? c.taps - 1 - t : t)];
-            }
-        for (int64_t t = 0; t < CHANNELS * c.taps; t++)
-            for (int64_t lane = 0; lane < group; lane++) taps[(i * c.taps + t) * group + lane] = rows[lane][t];
-        for (int64_t k = i; k < i + CHANNELS; k++)
-            for (int64_t v = 0; v < group; v += W) {
-                vf energy = splat(0);
-                for (int64_t t = 0; t < c.taps; t++) {
-                    const vf tap = load(taps + (k * c.taps + t) * group + v);
-                    energy += tap * tap;
-                }
-                store(c.energy + k * c.out + first + v, energy);
-            }
-    }
-}
-
-static void transform(const Convolution& c, const Phase* phases, int count, unsigned char* const* weights, int64_t g, float* room) {
-    float* squares = room + c.in * c.taps * group_width(c);
-    load_taps(c, g * group_width(c), room);
-    for (int p = 0; p < count; p++) {
-        const auto one = phases[p].rows == 3    ? transform_phase<3, 3>
-                         : phases[p].rows == 2 ? (phases[p].columns == 2 ? transform_phase<2, 2> : transform_phase<2, 1>)
-                                               : (phases[p].columns == 2 ? transform_phase<1, 2> : transform_phase<1, 1>);
-        one(c, room, squares, weights[p], g);
-    }
-}
-
-static void tap_matrix(float* out) {
-    for (int tap = 0; tap < 9; tap++) {
-        vf taps[9], u[MOST_AREA];
-        for (int t = 0; t < 9; t++) taps[t] = splat(t == tap);
-        transform_taps<3, 3>(taps, u);
-        for (int t = 0; t < MOST_AREA; t++) out[tap * MOST_AREA + t] = u[t][0];
-    }
 }
 
 struct Place { int64_t n, row, column; };   // image, and the tile's first row and column among its phase's results
@@ -475,6 +361,6 @@ static void few(const Convolution& c, const float* folded, int64_t first, int64_
 #endif
 
 static const WinogradKernels table = {OMNI_NAME(OMNI_SET), PRODUCTS, TILE, groups, weight_bytes, transform_floats, transform, tile_bytes,
-                                      scratch_bytes, run, low_pass, few, matrix_step, unfold, tap_matrix};
+                                      scratch_bytes, run, low_pass, few, tap_products, energy, matrix_step, unfold, tap_matrix};
 
 }}  // namespace omni::OMNI_ISA

@@ -80,9 +80,10 @@ constexpr float LENGTH = 32000;   // below 2^15, so that a single value fits too
 // What brings a norm to LENGTH, and back, from its square. Below a norm of 1e-15 all is 0, for squares lose their bits there; where
 // the square is infinite or no number, the inverse is no number, and so are the results.
 constexpr float LEAST_SQUARE = 1e-30f;
-OMNI_INLINE vf scale_of(vf squares) { return squares > splat(LEAST_SQUARE) ? LENGTH / (vf)_mm256_sqrt_ps((__m256)squares) : splat(0); }
+OMNI_INLINE vf square_root(vf v) { return (vf)_mm256_sqrt_ps((__m256)v); }
+OMNI_INLINE vf scale_of(vf squares) { return squares > splat(LEAST_SQUARE) ? LENGTH / square_root(squares) : splat(0); }
 OMNI_INLINE vf inverse_of(vf squares) {
-    const vf inverse = (vf)_mm256_sqrt_ps((__m256)squares) * (1 / LENGTH) + (squares - squares);   // infinite - infinite is no number
+    const vf inverse = square_root(squares) * (1 / LENGTH) + (squares - squares);   // infinite - infinite is no number
     return squares <= splat(LEAST_SQUARE) ? splat(0) : inverse;
 }
 

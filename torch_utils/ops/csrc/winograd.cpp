@@ -163,6 +163,14 @@ void convolve(const WinogradKernels& k, Convolution& c, c10::ArrayRef<Phase> pha
     }
 }
 
+// One tap.
+void convolve_pixels(const WinogradKernels& k, const Convolution& c, const unsigned char* weights, const at::TensorOptions& floats) {
+    at::parallel_for(0, c.n * c.h * c.w, 1024, [&](int64_t begin, int64_t end) {
+        Tensor scratch = at::empty({k.pointwise_bytes(c)}, floats.dtype(at::kByte));
+        k.pointwise(c, weights, begin, end, scratch.mutable_data_ptr<unsigned char>());
+    });
+}
+
 // `folded` [n, O, I...]: the weights of every image.
 void few_channels(const WinogradKernels& k, Convolution c, const Tensor& folded) {
     const Tensor weights = folded.contiguous();
@@ -230,7 +238,8 @@ std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weig
         scale = demodulation(c, c.energy, floats);
         c.out_scale = scale.const_data_ptr<float>();
     }
-    convolve(k, c, phases, weights, floats);
+    if (kernel == 1) convolve_pixels(k, c, weights[0], floats);
+    else convolve(k, c, phases, weights, floats);
     return {y, scale, energy};
 }
 

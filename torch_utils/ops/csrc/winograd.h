@@ -70,11 +70,14 @@ struct WinogradKernels {
     void (*run)(const Convolution&, const Strip&, Phase, const unsigned char* weights, int64_t first, int64_t end, unsigned char* scratch);
     // Rows [first, end) of an image's result from `between`.
     void (*low_pass)(const Convolution&, const Strip&, int64_t image, int64_t first, int64_t end);
+    // One tap, of pixels [first, end) of all images.
+    int64_t (*pointwise_bytes)(const Convolution&);           // of scratch
+    void (*pointwise)(const Convolution&, const unsigned char* weights, int64_t first, int64_t end, unsigned char* scratch);
     // Pixels [first, end) of one image's by `folded` [O, I], one tap times in_scale, where O is at most FEW and all is float; bias and
     // activation follow.
     void (*few)(const Convolution&, const float* folded, int64_t first, int64_t end);
-    // For images of few pixels, in float: what each tap of one output channel's weight [I, 9] makes of each pixel of x [pixels / 16, I, 16],
-    // z [9, pixels]; and the sum of its squares times factors [I, 9].
+    // For images of few pixels, in float: what each tap of one output channel's weight [I, 9] makes of each pixel of x
+    // [pixels / 16, I, 16], z [9, pixels]; and the sum of its squares times factors [I, 9].
     void (*tap_products)(const float* x, int64_t pixels, int64_t in, const float* weight, float* z);
     float (*energy)(int64_t in, const float* weight, const float* factors);
     // For the weight's gradient. Numbers from one of a block's matrices to the next; tiles [first, end) of x, transformed as the

@@ -27,6 +27,13 @@ static int64_t scratch_bytes(const Convolution& c) {
     return MOST_AREA * (inputs_step(c) * sizeof(value) + floats * sizeof(float));
 }
 
+constexpr int64_t PIXEL_BLOCK = 8 * PRODUCT_ROWS;   // pixels that are multiplied with all weights of one tap before the next are read
+
+// Inputs, some pixels before they are rounded, and the factors of the rows.
+static int64_t pointwise_bytes(const Convolution& c) {
+    return PIXEL_BLOCK * row_values(c) * sizeof(value) + (ROWS * c.in + PIXEL_BLOCK) * sizeof(float);
+}
+
 struct Place { int64_t n, row, column; };   // image, and the tile's first row and column among its phase's results
 
 // Rows and columns from which a phase makes one of its own: an image's last row of taps 2 lies beyond the input.
@@ -325,6 +332,62 @@ static void low_pass(const Convolution& c, const Strip& s, int64_t image, int64_
     else c.half ? filter_rows<true, false>(c, s, image, first, end) : filter_rows<false, false>(c, s, image, first, end);
 }
 
+// One tap: pixels [first, end) of all images, those of one of them at a time.
+template <bool HALF, int QS>
+static void multiply_pixels(const Convolution& c, const value* weights, int64_t first, int64_t end, unsigned char* scratch) {
+    const int64_t area = c.h * c.w, row = row_values(c), group = QS * W;
+    value* inputs = reinterpret_cast<value*>(scratch);
+    float *styled = reinterpret_cast<float*>(inputs + PIXEL_BLOCK * row), *factors = styled + ROWS * c.in;
+    const float* weight_factors = reinterpret_cast<const float*>(weights + c.in * c.out);
+    for (int64_t start = first; start < end;) {
+        const int64_t n = start / area, rest = (n + 1) * area < end ? (n + 1) * area - start : end - start;
+        const int64_t count = rest < PIXEL_BLOCK ? rest : PIXEL_BLOCK;
+        for (int64_t p = 0; p < count; p += ROWS) {
+            const int64_t some = count - p < ROWS ? count - p : ROWS;
+            for (int64_t r = 0; r < some; r++)
+                for (int64_t i = 0; i < c.in; i += W) {
+                    const vf style = c.in_scale ? load(c.in_scale + n * c.in + i) : splat(1);
+                    const vf v = load_pixel<HALF>(c, (start + p + r) * c.in + i) * style;
+#ifdef OMNI_INT16_PRODUCTS
+                    store(styled + r * c.in + i, v);
+                }
+            pack_inputs(styled, c.in, some, c.in, inputs + p * row, row, factors + p, 1);
+#else
+                    store_number(inputs + (p + r) * row + i, v);
+                }
+#endif
+        }
+        for (int64_t p = count; p % ROWS; p++) {   // rows beyond the last one; what becomes of them is dropped
+            __builtin_memset(inputs + p * row, 0, row * sizeof(value));
+            factors[p] = 0;
+        }
+        for (int64_t p = 0; p < count; p += ROWS)
+            for (int64_t o = 0; o < c.out; o += group) {
+                float results[ROWS * QS * W];
+                product_tile<QS>(c.in, inputs + p * row, row, weights + o * c.in, results, group, factors + p, weight_factors + o);
+                for (int q = 0; q < QS; q++) {
+                    const Finish<HALF> finish(c, n, o + q * W);
+                    for (int64_t r = 0; r < ROWS && p + r < count; r++) finish(start - n * area + p + r, load(results + r * group + q * W));
+                }
+            }
+        start += count;
+    }
+}
+
+template <bool HALF>
+static void pointwise_of(const Convolution& c, const unsigned char* weights, int64_t first, int64_t end, unsigned char* scratch) {
+    const value* matrix = reinterpret_cast<const value*>(weights);
+    if (group_width(c) == 2 * W) return multiply_pixels<HALF, 2>(c, matrix, first, end, scratch);
+    if constexpr (W == 16) {
+        if (group_width(c) == 4 * W) return multiply_pixels<HALF, 4>(c, matrix, first, end, scratch);
+        multiply_pixels<HALF, 1>(c, matrix, first, end, scratch);
+    }
+}
+
+static void pointwise(const Convolution& c, const unsigned char* weights, int64_t first, int64_t end, unsigned char* scratch) {
+    c.half ? pointwise_of<true>(c, weights, first, end, scratch) : pointwise_of<false>(c, weights, first, end, scratch);
+}
+
 constexpr int ABREAST = 4;   // pixels whose sums the registers hold
 
 template <int O>
@@ -361,6 +424,7 @@ static void few(const Convolution& c, const float* folded, int64_t first, int64_
 #endif
 
 static const WinogradKernels table = {OMNI_NAME(OMNI_SET), PRODUCTS, TILE, groups, weight_bytes, transform_floats, transform, tile_bytes,
-                                      scratch_bytes, run, low_pass, few, tap_products, energy, matrix_step, unfold, tap_matrix};
+                                      scratch_bytes, run, low_pass, pointwise_bytes, pointwise, few, tap_products, energy, matrix_step, unfold,
+                                      tap_matrix};
 
 }}  // namespace omni::OMNI_ISA

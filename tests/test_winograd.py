@@ -53,6 +53,14 @@ def test_float32_equals_the_definition(shape, up, kernel, separable):
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize('size,up,kernel', [(450, 1, 3), (225, 2, 3), (450, 1, 1)])
+def test_results_beyond_the_caches(size, up, kernel):
+    kwargs = layer(1, 16, 64, size, size, up, torch.float32, kernel, separable=True)
+    result = fused(**kwargs)
+    assert result.numel() * 4 > 48 << 20        # they are written another way
+    torch.testing.assert_close(result.double(), definition(**kwargs), rtol=0, atol=3e-5)
+
+
 @pytest.mark.parametrize('out', [1, 2, 3, 4])
 @pytest.mark.parametrize('shape', [(2, 32, 13, 9), (1, 16, 1, 3), (3, 48, 40, 41), (0, 16, 8, 8)])
 def test_few_channels_equal_the_definition(shape, out, monkeypatch):

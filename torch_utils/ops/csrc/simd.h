@@ -21,6 +21,22 @@ OMNI_INLINE vf load(const float* p) { vf v; __builtin_memcpy(&v, p, sizeof v); r
 OMNI_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 OMNI_INLINE void store(int32_t* p, vi v) { __builtin_memcpy(p, &v, sizeof v); }
 
+// To aligned memory past the caches, where there is a way; and what must come before others read it.
+OMNI_INLINE void stream(float* p, vf v) {
+#if OMNI_WIDTH == 16
+    _mm512_stream_ps(p, (__m512)v);
+#elif OMNI_WIDTH == 8
+    _mm256_stream_ps(p, (__m256)v);
+#else
+    store(p, v);
+#endif
+}
+OMNI_INLINE void end_streams() {
+#if OMNI_WIDTH >= 8
+    _mm_sfence();
+#endif
+}
+
 OMNI_INLINE vf splat(float x) {
 #if OMNI_WIDTH == 16
     return vf{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};

@@ -23,6 +23,7 @@ using at::Tensor;
 // Tiles that a worker takes at a time. A matrix of weights that stays in its second cache is read again for every few tiles, and
 // what becomes of these should stay there too; a larger one comes from the third cache, and shall be used by more of them.
 constexpr int64_t KEPT_BYTES = 192 << 10, FEW_TILES = 24, MANY_TILES = 96, BLOCK_BYTES = 12 << 20;
+constexpr int64_t STREAMED_BYTES = 48 << 20;   // results that no cache would keep until the next layer reads them
 constexpr int64_t STRIP_TILES = 256;       // of a layer that doubles the size, before its low-pass filter
 constexpr int64_t MOST_ROWS = 256;         // of the matrices whose products are the weight's gradient
 
@@ -215,6 +216,7 @@ std::tuple<Tensor, Tensor, Tensor> layer(const Tensor& input, const Tensor& weig
     c.slope = float(slope), c.gain = float(gain), c.clamp = float(clamp);
     Tensor y = at::empty({c.n, c.out, c.h * c.up, c.w * c.up}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
     c.y = y.mutable_data_ptr();
+    c.streams = !c.half && int64_t(y.nbytes()) >= STREAMED_BYTES && reinterpret_cast<uintptr_t>(c.y) % 64 == 0;
     const WinogradKernels& k = kernels_of(products);
     if (few) {
         few_channels(k, c, styles ? weight.view({1, c.out, c.in}) * styles->unsqueeze(1) : weight.expand({c.n, c.out, c.in, 1, 1}));

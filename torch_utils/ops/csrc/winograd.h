@@ -51,6 +51,7 @@ struct Convolution {
     const float *bias;             // [O], or null
     float slope, gain, clamp;      // v < 0 becomes slope * v; then times gain; then held to +-clamp
     void* y;                       // [n, h * up, w * up, O]
+    bool streams;                  // y goes past the caches; its lines are aligned
     int64_t block;                 // tiles a worker takes at a time, a multiple of PRODUCT_ROWS
 };
 

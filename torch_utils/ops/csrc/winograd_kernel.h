@@ -144,10 +144,12 @@ struct Finish {
     float slope, gain, clamp;
     char* y;
     int64_t pixel_bytes;
+    bool streams;
 
+    Finish() = default;
     __attribute__((always_inline)) Finish(const Convolution& c, int64_t n, int64_t first)
         : scale(c.out_scale ? load(c.out_scale + n * c.out + first) : splat(1)), bias(c.bias ? load(c.bias + first) : splat(0)),
-          slope(c.slope), gain(c.gain), clamp(c.clamp), pixel_bytes(c.out * (HALF ? 2 : 4)) {
+          slope(c.slope), gain(c.gain), clamp(c.clamp), pixel_bytes(c.out * (HALF ? 2 : 4)), streams(c.streams) {
         const int64_t pixels = c.h * c.w * c.up * c.up;
         noise = c.noise ? c.noise + (c.noise_each ? n * pixels : 0) : nullptr;
         y = static_cast<char*>(c.y) + n * pixels * pixel_bytes + first * (HALF ? 2 : 4);
@@ -160,11 +162,24 @@ struct Finish {
         v = max(splat(-clamp), min(splat(clamp), v));
         char* at = y + pixel * pixel_bytes;
         if (HALF) store_half(reinterpret_cast<uint16_t*>(at), v);
+        else if (streams) stream(reinterpret_cast<float*>(at), v);
         else store(reinterpret_cast<float*>(at), v);
     }
 
     // Asks for the line that a later pixel will be written to.
-    __attribute__((always_inline)) void prepare(int64_t pixel) const { __builtin_prefetch(y + pixel * pixel_bytes, 1); }
+    __attribute__((always_inline)) void prepare(int64_t pixel) const {
+        if (!streams) __builtin_prefetch(y + pixel * pixel_bytes, 1);
+    }
+};
+
+// Of a whole line of the cache, or VECTORS of it: lines that are streamed in parts are fetched first.
+template <bool HALF, int VECTORS = LINE_VECTORS>
+struct FinishLine {
+    Finish<HALF> part[VECTORS];
+
+    __attribute__((always_inline)) FinishLine(const Convolution& c, int64_t n, int64_t first) {
+        for (int v = 0; v < VECTORS; v++) part[v] = Finish<HALF>(c, n, first + v * W);
+    }
 };
 
 // Where row r and column x of the transposed convolution stand; columns -1 and 2 w + 1 are zeros.
@@ -196,15 +211,13 @@ OMNI_INLINE void scatter_tile(const Convolution& c, const Strip& s, Phase p, Pla
         vf y[LINE_VECTORS][TILE * TILE];
         combine<RH, RW>(products + o, step, y);
         if (RH == 3 || c.up == 1) {
-            for (int v = 0; v < LINE_VECTORS; v++) {
-                const Finish<HALF> finish(c, place.n, o + v * W);
-                for (int a = 0; a < TILE && (INSIDE || a < high); a++)
-                    for (int b = 0; b < TILE && (INSIDE || b < wide); b++) {
-                        const int64_t pixel = (place.row + a) * width + place.column + b;
-                        if (v == 0) finish.prepare(pixel + TILE);
-                        finish(pixel, y[v][a * TILE + b]);
-                    }
-            }
+            const FinishLine<HALF> line(c, place.n, o);
+            for (int a = 0; a < TILE && (INSIDE || a < high); a++)
+                for (int b = 0; b < TILE && (INSIDE || b < wide); b++) {
+                    const int64_t pixel = (place.row + a) * width + place.column + b;
+                    line.part[0].prepare(pixel + TILE);
+                    for (int v = 0; v < LINE_VECTORS; v++) line.part[v](pixel, y[v][a * TILE + b]);
+                }
             continue;
         }
         for (int a = 0; a < TILE && (INSIDE || a < high); a++) {
@@ -281,6 +294,7 @@ static void run(const Convolution& c, const Strip& s, Phase p, const unsigned ch
                      : p.rows == 2 ? (p.columns == 2 ? run_phase<2, 2> : run_phase<2, 1>)
                                    : (p.columns == 2 ? run_phase<1, 2> : run_phase<1, 1>);
     one(c, s, p, weights, first, end, scratch);
+    end_streams();
 }
 
 constexpr int64_t FILTERED = 32, RUN = 128;   // pixels of a row, and channels, at a time
@@ -300,16 +314,19 @@ OMNI_INLINE void filter_pixels(const Convolution& c, const float* const* rows, i
             store(columns[x - first] + k - o, sum);
         }
     for (int a = 0; a < 4; a++) taps[a] = splat(SEPARABLE ? c.row_taps[a] : 0);
-    for (int64_t k = o; k < stop; k += W) {
-        const Finish<HALF> finish(c, n, k);
+    for (int64_t k = o; k < stop; k += LINE_FLOATS) {
+        const FinishLine<HALF> line(c, n, k);
         const int64_t pixel = r * 2 * c.w, out = c.out;
         for (int64_t x = first; x < end; x++) {
-            vf sum = splat(0);
-            for (int b = 0; b < 4; b++)
-                if (SEPARABLE) sum += load(columns[x - first + b] + k - o) * taps[b];
-                else
-                    for (int a = 0; a < 4; a++) sum += load(rows[a] + (x + b) * out + k) * c.filter[4 * a + b];
-            finish(pixel + x, sum);
+            vf sums[LINE_VECTORS];
+            for (int v = 0; v < LINE_VECTORS; v++) {
+                sums[v] = splat(0);
+                for (int b = 0; b < 4; b++)
+                    if (SEPARABLE) sums[v] += load(columns[x - first + b] + k + v * W - o) * taps[b];
+                    else
+                        for (int a = 0; a < 4; a++) sums[v] += load(rows[a] + (x + b) * out + k + v * W) * c.filter[4 * a + b];
+            }
+            for (int v = 0; v < LINE_VECTORS; v++) line.part[v](pixel + x, sums[v]);
         }
     }
 }
@@ -330,11 +347,13 @@ static void filter_rows(const Convolution& c, const Strip& s, int64_t n, int64_t
 static void low_pass(const Convolution& c, const Strip& s, int64_t image, int64_t first, int64_t end) {
     if (c.row_taps) c.half ? filter_rows<true, true>(c, s, image, first, end) : filter_rows<false, true>(c, s, image, first, end);
     else c.half ? filter_rows<true, false>(c, s, image, first, end) : filter_rows<false, false>(c, s, image, first, end);
+    end_streams();
 }
 
 // One tap: pixels [first, end) of all images, those of one of them at a time.
 template <bool HALF, int QS>
 static void multiply_pixels(const Convolution& c, const value* weights, int64_t first, int64_t end, unsigned char* scratch) {
+    constexpr int VECTORS = QS < LINE_VECTORS ? QS : LINE_VECTORS;
     const int64_t area = c.h * c.w, row = row_values(c), group = QS * W;
     value* inputs = reinterpret_cast<value*>(scratch);
     float *styled = reinterpret_cast<float*>(inputs + PIXEL_BLOCK * row), *factors = styled + ROWS * c.in;
@@ -365,9 +384,11 @@ static void multiply_pixels(const Convolution& c, const value* weights, int64_t 
             for (int64_t o = 0; o < c.out; o += group) {
                 float results[ROWS * QS * W];
                 product_tile<QS>(c.in, inputs + p * row, row, weights + o * c.in, results, group, factors + p, weight_factors + o);
-                for (int q = 0; q < QS; q++) {
-                    const Finish<HALF> finish(c, n, o + q * W);
-                    for (int64_t r = 0; r < ROWS && p + r < count; r++) finish(start - n * area + p + r, load(results + r * group + q * W));
+                for (int64_t k = 0; k < group; k += VECTORS * W) {
+                    const FinishLine<HALF, VECTORS> line(c, n, o + k);
+                    for (int64_t r = 0; r < ROWS && p + r < count; r++)
+                        for (int v = 0; v < VECTORS; v++)
+                            line.part[v](start - n * area + p + r, load(results + r * group + k + v * W));
                 }
             }
         start += count;
@@ -386,6 +407,7 @@ static void pointwise_of(const Convolution& c, const unsigned char* weights, int
 
 static void pointwise(const Convolution& c, const unsigned char* weights, int64_t first, int64_t end, unsigned char* scratch) {
     c.half ? pointwise_of<true>(c, weights, first, end, scratch) : pointwise_of<false>(c, weights, first, end, scratch);
+    end_streams();
 }
 
 constexpr int ABREAST = 4;   // pixels whose sums the registers hold

@@ -119,7 +119,7 @@ def traced_layer(benchmark, monkeypatch):
     """(layer, input, latent) of a size that our C++ convolves, in a process that benchmarks/compiled.py has helped to trace."""
     if not native.load_native():
         pytest.skip('no C++ operators here: no compiler, or switched off')
-    monkeypatch.setattr(winograd, 'types', winograd._types)    # help_tracing replaces it
+    monkeypatch.setattr(winograd, 'types', winograd.types)    # help_tracing replaces it
     monkeypatch.setattr(native.load_native, '_dynamo_marked_constant', False, raising=False)
     benchmark('compiled').help_tracing()
     torch.manual_seed(0)

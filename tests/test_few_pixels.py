@@ -55,12 +55,41 @@ def test_bfloat16_is_near_the_definition(calls, monkeypatch):
 
 
 @pytest.mark.parametrize('up', [1, 2])
-def test_an_image_does_not_depend_on_its_batch(up):
+def test_an_image_does_not_depend_on_its_batch(up, calls):
     kwargs = layer(5, 32, 32, 6, 6, up, torch.float32)
     together = conv2d_resample.modulated_layer(**kwargs)
     for k in range(5):
         alone = conv2d_resample.modulated_layer(**{**kwargs, **{name: kwargs[name][k:k + 1] for name in ('x', 'styles', 'noise')}})
         assert torch.equal(alone, together[k:k + 1])
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize('size', [4, 32])
+def test_derivatives_over_vmap_are_those_of_the_definition(size):
+    """Whatever operator takes such a layer otherwise."""
+    weight, styles, images = torch.randn(16, 16, 3, 3), torch.rand(2, 16), torch.randn(3, 2, 16, size, size)
+
+    def total(weight, styles, images):
+        return torch.func.vmap(lambda x: conv2d_resample.modulated_layer(x, weight, styles, padding=1))(images).square().sum()
+    expected = torch.func.grad(total, argnums=2)(weight.double(), styles.double(), images.double())
+    result = torch.func.grad(total, argnums=2)(weight, styles, images)
+    assert expected.any()
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize('up', [1, 2])
+def test_layouts_and_threads_do_not_matter(up, calls):
+    kwargs = layer(2, 24, 40, 5, 7, up, torch.float32)
+    expected = conv2d_resample.modulated_layer(**kwargs)
+    wide = torch.empty(2, 24, 5, 14)[..., ::2].copy_(kwargs['x'])
+    threads = torch.get_num_threads()
+    try:
+        for number, x in [(1, kwargs['x'].contiguous(memory_format=torch.channels_last)), (2, wide), (3, kwargs['x'])]:
+            torch.set_num_threads(number)
+            assert torch.equal(conv2d_resample.modulated_layer(**{**kwargs, 'x': x}), expected)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])

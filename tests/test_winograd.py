@@ -53,12 +53,17 @@ def test_float32_equals_the_definition(shape, up, kernel, separable):
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize('products', ['float32', pytest.param('int16', marks=pytest.mark.skipif(
+    not load_native() or not winograd.multiplies('int16'), reason='no products of integers on this processor'))])
 @pytest.mark.parametrize('size,up,kernel', [(450, 1, 3), (225, 2, 3), (450, 1, 1)])
-def test_results_beyond_the_caches(size, up, kernel):
+def test_results_beyond_the_caches(size, up, kernel, products):
     kwargs = layer(1, 16, 64, size, size, up, torch.float32, kernel, separable=True)
-    result = fused(**kwargs)
+    result = fused(**kwargs, products=products)
     assert result.numel() * 4 > 48 << 20        # they are written another way
-    torch.testing.assert_close(result.double(), definition(**kwargs), rtol=0, atol=3e-5)
+    if products == 'int16':
+        assert relative_error(result, definition(**kwargs)) < 1e-3
+    else:
+        torch.testing.assert_close(result.double(), definition(**kwargs), rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize('out', [1, 2, 3, 4])

@@ -77,9 +77,11 @@ def can_train(x, weight, styles, noise, bias, act, gain, up, padding, resample_f
 
 
 def plain_shapes(x, weight, styles, noise, bias, up):
-    """Whether styles, noise and bias have the shapes that the operators take: what only broadcasts to them is for the definition."""
+    """Whether styles, noise and bias have the shapes that the operators take: what only broadcasts to them is for the definition,
+    and so is what torch.func transforms."""
     n, _, height, width = x.shape
-    return (styles.shape == (n, weight.shape[1]) and (bias is None or bias.shape == (weight.shape[0],))
+    return (not winograd.are_transformed(x, weight, styles, noise, bias) and styles.shape == (n, weight.shape[1])
+            and (bias is None or bias.shape == (weight.shape[0],))
             and (noise is None or (noise.ndim == 4 and noise.shape[0] in (1, n) and noise.shape[1:] == (1, height * up, width * up))))
 
 

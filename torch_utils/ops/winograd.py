@@ -60,7 +60,14 @@ def can_multiply(x, weight, noise=None, demodulate=False):
 
 def _takes_input(x, weight):
     channels = weight.shape[1]
-    return x.device.type == weight.device.type == 'cpu' and channels % CHANNELS == 0 < channels and not torch.is_autocast_enabled('cpu')
+    return (x.device.type == weight.device.type == 'cpu' and channels % CHANNELS == 0 < channels and not torch.is_autocast_enabled('cpu')
+            and not are_transformed(x, weight))
+
+
+def are_transformed(*tensors):
+    """Whether torch.func transforms one of the tensors (None: none), for operators would not see what derivatives are wanted.
+    torch.compile cannot be told, and has no such tensors itself."""
+    return not torch.compiler.is_compiling() and any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
 
 
 def products_of(x):
@@ -79,7 +86,7 @@ def convolve(x, weight, up=1, resample_filter=None, styles=None, demodulate=Fals
     products: 'float32', 'bfloat16' or 'int16', float32 where there are none of that type; None: x's type. Integers have a scale
     for every tile and every output channel. The error of a result is about 7e-5 * sqrt(I) of its standard deviation if tiles and
     channels are alike, 1.5e-3 for 512 channels, where bfloat16 has 1e-2; a tile's largest values count, so that it is more beside a
-    spike. Norms over the channels may lie between 1e-15 and 1e18: below, results are 0, above NaN.
+    spike. Norms over the channels may lie between 1e-14 and 1e18: below, results go to 0, above NaN.
     """
     return torch.ops.omnihead.winograd_convolve(x, weight.float().contiguous(), resample_filter if up == 2 else None,
                                                *layer_arguments(styles, demodulate, noise, bias, slope, gain, clamp),

@@ -2,7 +2,8 @@
 
 Their time is that of reading the weights, which are read once, as they lie; convolutions of other kinds lay them out anew. What
 becomes of an image does not depend on others in its batch, so there is no bound on that, though from about 16 images of 8x8 on
-other ways are as fast, at 32 up to a quarter faster. The definition is plain PyTorch: conv2d_resample.modulated_layer.
+other ways are as fast, at 32 up to a quarter faster. In torch.inference_mode alone: what training computes without gradients keeps
+the sums, and with them the bits, of the layers it trains. The definition is plain PyTorch: conv2d_resample.modulated_layer.
 """
 
 import torch
@@ -14,7 +15,7 @@ PIXELS = 64   # of an image, at most: with more, minimal filtering (winograd.py)
 
 def can_convolve(x, weight, up=1, resample_filter=None):
     """Whether the operator is there, and pays, for x [N, I, H, W], weight [O, I, 3, 3] and upsampling by `up`."""
-    if weight.shape[2:] != (3, 3) or up not in (1, 2) or not 0 < x.shape[2] * x.shape[3] <= PIXELS:
+    if not torch.is_inference_mode_enabled() or weight.shape[2:] != (3, 3) or up not in (1, 2) or not 0 < x.shape[2] * x.shape[3] <= PIXELS:
         return False
     if up == 2 and (resample_filter is None or resample_filter.shape != (4, 4)):
         return False

@@ -45,7 +45,7 @@ def help_tracing():
     torch.compiler.assume_constant_result(native.load_native)
     types = winograd.types()
     winograd.types = lambda: types
-    fakes = {'winograd_convolve': _fake_convolution, 'few_pixels_convolve': _fake_convolution, 'upsample_add': _fake_upsample_add,
+    fakes = {'winograd_convolve': _fake_convolution, 'upsample_add': _fake_upsample_add,
              'activate': lambda x, *_: _channels_last(x, x.shape)}
     for name, function in fakes.items() if native.load_native() else ():
         with contextlib.suppress(RuntimeError):   # it has one

@@ -108,6 +108,15 @@ def test_training_takes_another_way(mode, monkeypatch):
         conv2d_resample.modulated_layer(**layer(1, 16, 16, 8, 8, 1, torch.float32))
 
 
+def test_compiled_layers_take_another_way(calls):
+    kwargs = layer(1, 16, 16, 8, 8, 1, torch.float32)
+    expected = conv2d_resample.modulated_layer(**kwargs)
+    compiled = torch.compile(conv2d_resample.modulated_layer, backend='eager')
+    torch.testing.assert_close(compiled(**kwargs), expected, rtol=0, atol=1e-4)
+    assert calls == [1]
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize('fault', [
     dict(weight=torch.zeros(16, 16, 5, 5)), dict(weight=torch.zeros(16, 8, 3, 3)), dict(styles=torch.zeros(1, 3)),
     dict(bias=torch.zeros(3)), dict(up=2, resample_filter=torch.ones(3, 3)), dict(noise=torch.zeros(1, 1, 5, 5)),

@@ -15,9 +15,9 @@ PIXELS = 64   # of an image, at most: with more, minimal filtering (winograd.py)
 
 def can_convolve(x, weight, up=1, resample_filter=None):
     """Whether the operator is there, and pays, for x [N, I, H, W], weight [O, I, 3, 3] and upsampling by `up`."""
-    if not torch.is_inference_mode_enabled() or weight.shape[2:] != (3, 3) or up not in (1, 2) or not 0 < x.shape[2] * x.shape[3] <= PIXELS:
+    if not (winograd.are_taps_known(weight, up, resample_filter) and 0 < x.shape[2] * x.shape[3] <= PIXELS):
         return False
-    if up == 2 and (resample_filter is None or resample_filter.shape != (4, 4)):
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():   # torch.compile cannot trace the question
         return False
     return x.device.type == weight.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and x.dtype in winograd.types()
 

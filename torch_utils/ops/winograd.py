@@ -42,11 +42,15 @@ def integers_pay():
 
 def can_convolve(x, weight, up=1, resample_filter=None):
     """Whether the operator is there, and pays, for x [N, I, H, W], weight [O, I, 3, 3] and upsampling by `up`."""
-    if weight.shape[2:] != (3, 3) or up not in (1, 2) or weight.shape[0] % CHANNELS or not _takes_input(x, weight):
-        return False
-    if up == 2 and (resample_filter is None or resample_filter.shape != (4, 4)):
+    if not are_taps_known(weight, up, resample_filter) or weight.shape[0] % CHANNELS or not _takes_input(x, weight):
         return False
     return -(-x.shape[2] // 4) * -(-x.shape[3] // 4) * up * up >= LEAST_TILES and load_native() and x.dtype in types()
+
+
+def are_taps_known(weight, up, resample_filter):
+    """Whether there are operators for weights of so many taps, and for what low-pass filter follows them."""
+    filtered = resample_filter is not None and resample_filter.shape == (4, 4)
+    return weight.shape[2:] == (3, 3) and (up == 1 or (up == 2 and filtered))
 
 
 def can_multiply(x, weight, noise=None, demodulate=False):

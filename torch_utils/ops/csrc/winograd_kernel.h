@@ -210,7 +210,7 @@ OMNI_INLINE void scatter_tile(const Convolution& c, const Strip& s, Phase p, Pla
     for (int64_t o = 0; o < out; o += LINE_FLOATS) {
         vf y[LINE_VECTORS][TILE * TILE];
         combine<RH, RW>(products + o, step, y);
-        if (RH == 3 || c.up == 1) {
+        if constexpr (RH == 3) {
             const FinishLine<HALF> line(c, place.n, o);
             for (int a = 0; a < TILE && (INSIDE || a < high); a++)
                 for (int b = 0; b < TILE && (INSIDE || b < wide); b++) {
@@ -233,8 +233,14 @@ OMNI_INLINE void scatter_tile(const Convolution& c, const Strip& s, Phase p, Pla
 template <int RH, int RW>
 OMNI_INLINE void scatter(const Convolution& c, const Strip& s, Phase p, Place place, const float* products) {
     const bool inside = place.row + TILE <= s.first_row + phase_rows(s, p) && place.column + TILE <= phase_columns(c, p);
-    if (c.half) inside ? scatter_tile<RH, RW, true, true>(c, s, p, place, products) : scatter_tile<RH, RW, true, false>(c, s, p, place, products);
-    else inside ? scatter_tile<RH, RW, false, true>(c, s, p, place, products) : scatter_tile<RH, RW, false, false>(c, s, p, place, products);
+    constexpr bool RESULT = RH == 3;   // else `between`, which is float
+    if (RESULT && c.half) {
+        if (inside) scatter_tile<RH, RW, RESULT, true>(c, s, p, place, products);
+        else scatter_tile<RH, RW, RESULT, false>(c, s, p, place, products);
+    } else {
+        if (inside) scatter_tile<RH, RW, false, true>(c, s, p, place, products);
+        else scatter_tile<RH, RW, false, false>(c, s, p, place, products);
+    }
 }
 
 template <int RH, int RW, int QS>

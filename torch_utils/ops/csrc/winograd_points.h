@@ -95,12 +95,18 @@ OMNI_INLINE void spread_output(const vf* y, int from, vf* m, int step) {
 // Matrices of weights in one direction: with one tap all products have the same.
 constexpr int weight_points(int taps) { return taps == 1 ? 1 : points(taps); }
 
+// Taps [ROWS, COLUMNS] -> [weight_points(ROWS), COLUMNS].
+template <int ROWS, int COLUMNS>
+OMNI_INLINE void transform_columns(const vf* taps, vf* half) {
+    for (int t = 0; t < COLUMNS; t++) transform_filter<ROWS>(taps + t, COLUMNS, half + t, COLUMNS);
+}
+
 // Taps [ROWS, COLUMNS] -> [weight_points(ROWS), weight_points(COLUMNS)].
 template <int ROWS, int COLUMNS>
 OMNI_INLINE void transform_taps(const vf* taps, vf* u) {
     constexpr int HIGH = weight_points(ROWS), WIDE = weight_points(COLUMNS);
     vf half[HIGH * COLUMNS];
-    for (int t = 0; t < COLUMNS; t++) transform_filter<ROWS>(taps + t, COLUMNS, half + t, COLUMNS);
+    transform_columns<ROWS, COLUMNS>(taps, half);
     for (int t = 0; t < HIGH; t++) transform_filter<COLUMNS>(half + COLUMNS * t, 1, u + WIDE * t, 1);
 }
 

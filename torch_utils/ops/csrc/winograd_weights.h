@@ -40,14 +40,6 @@ OMNI_INLINE void choose_taps(const Convolution& c, const float* taps, vf* chosen
             chosen[a * RW + b] = load(taps + (c.taps == 1 ? 0 : FIRST[RH][a] * 3 + FIRST[RW][b]) * group_width(c));
 }
 
-// The first of a filter's two transforms, of the taps of one channel -> [weight_points(RH), RW].
-template <int RH, int RW>
-OMNI_INLINE void transform_columns(const Convolution& c, const float* taps, vf* half) {
-    vf chosen[RH * RW];
-    choose_taps<RH, RW>(c, taps, chosen);
-    for (int b = 0; b < RW; b++) transform_filter<RH>(chosen + b, RW, half + b, RW);
-}
-
 #ifdef OMNI_INT16_PRODUCTS
 // What the norms over the channels of the matrices' columns do not exceed, by those of the taps: a sum is no longer than its terms
 // together. That spares a pass over the matrices and costs a bit or two of the weights.
@@ -88,7 +80,11 @@ static void transform_phase(const Convolution& c, const float* taps, const float
         for (int64_t k = 0; k < CHANNELS; k += TOGETHER)
             for (int64_t v = 0; v < group; v += W) {
                 vf half[TOGETHER][HIGH * RW];
-                for (int e = 0; e < TOGETHER; e++) transform_columns<RH, RW>(c, taps + (i + k + e) * c.taps * group + v, half[e]);
+                for (int e = 0; e < TOGETHER; e++) {
+                    vf chosen[RH * RW];
+                    choose_taps<RH, RW>(c, taps + (i + k + e) * c.taps * group + v, chosen);
+                    transform_columns<RH, RW>(chosen, half[e]);
+                }
                 for (int a = 0; a < HIGH; a++) {
                     vf row[TOGETHER][WIDE];
                     for (int e = 0; e < TOGETHER; e++) transform_filter<RW>(half[e] + a * RW, 1, row[e], 1);

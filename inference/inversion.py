@@ -97,6 +97,13 @@ def render_views(generator, ws, labels, rendering):
     return generator.render(generator.build_field(ws), ws.expand(len(labels), -1, -1), labels, options=rendering, ws_bcg=ws)
 
 
+def picture(render, *arguments):
+    """Image of render(*arguments) as a saved head will show it, in inference mode, for training's layers round otherwise."""
+    with torch.inference_mode():
+        image = render(*arguments).image
+    return image.clone()                # gradients may meet it
+
+
 class ViewsLoss:
     """Distance of a GeneratorOutput of V views from their targets, weighed as `options` and the targets say."""
 
@@ -364,14 +371,12 @@ def invert(generator, targets, features, options, observe=None, progress=False, 
             return {'ws': ws, 'labels': labels, 'losses': losses, 'noise': noise.deltas}
         found = _stage(run, 'latents', options.steps_w, find_latents, lambda done: apply_deltas(generator, done.get('noise', {})))
         ws, labels = found['ws'].to(device), found['labels'].to(device)
-        with torch.no_grad():
-            pre = post = render(ws, labels).image
+        pre = post = picture(render, ws, labels)
         tuned = {'losses': [], 'deltas': {}}
         if options.steps_g > 0:
             freed = freed_options(options, min(psnr(image, target) for image, target in zip(pre, loss_of.images)))
             tuned = _tuned(generator, lambda labels: render(ws, labels), loss_of, features, labels, freed, run)
-            with torch.no_grad():
-                post = render(ws, labels).image
+            post = picture(render, ws, labels)
     if run.bar is not None:
         run.bar.close()
     deltas = {**found.get('noise', {}), **tuned['deltas']}

@@ -52,9 +52,11 @@ def test_ticks(tmp_path, capsys):
 
 
 def test_resuming_appends_and_log_takes_the_line(tmp_path):
+    position = None
     for tick in range(2):
-        with dnnlib.Logger(tmp_path / 'log.txt'), Reporter(tmp_path) as reporter:
+        with dnnlib.Logger(tmp_path / 'log.txt'), Reporter(tmp_path, position=position) as reporter:
             reporter.end_tick(tick, 0)                   # no image since the start: no pace to report
+            position = reporter.position()
     assert len(lines(tmp_path)) == 2 and lines(tmp_path)[0]['Timing/sec_per_kimg']['mean'] is None
     assert (tmp_path / 'log.txt').read_text().count('kimg 0.0') == 2
 

@@ -59,6 +59,17 @@ def test_killed_runs_end_as_if_undisturbed():
     assert 'kills in a run of 12 steps' in done.stdout
 
 
+def test_run_killed_before_its_first_state_starts_its_figures_anew(copy, heads):
+    """What it had reported is set aside: it is trained again."""
+    reported = (copy / 'stats.jsonl').read_text()
+    for path in (*states.state_files(copy), copy / states.FINISHED):
+        path.unlink()
+    result = train_again(copy.parent, heads, '--kimg 0.008')
+    assert result.exit_code == 0 and f'Run folder: {copy}, which is gone on with' in result.output
+    assert kimgs(copy) == pytest.approx([0.004, 0.008])
+    assert (copy / 'stats.jsonl.abandoned').read_text() == reported
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Which run is gone on with.
 

@@ -19,7 +19,8 @@ BRIEF_STATS = (('Loss/G/loss', 'G'), ('Loss/D/loss', 'D'), ('Loss/r1_penalty', '
 
 
 class Reporter:
-    """Writes a run's figures into `run_dir`; only rank 0 needs one. Existing files are continued.
+    """Writes a run's figures into `run_dir`; only rank 0 needs one. Existing files are continued from `position`, what came
+    after it is cut off; without one, a stats.jsonl of an earlier start is set aside as stats.jsonl.abandoned.
 
     `device` is the one whose memory is reported; `start_nimg` the images shown before this start; `brief` the statistics
     on the console line, pairs (name, short name). TensorBoard events are written where the package is installed.
@@ -32,22 +33,24 @@ class Reporter:
         self._device, self._brief, self._clock = torch.device(device), brief, clock
         self._start = self._tick_end = self._tick_start = clock()
         self._nimg = self._reported_nimg = start_nimg
-        if position is not None:
-            self._go_on_from(position)
+        path = self.run_dir / 'stats.jsonl'
         try:
-            self._stats_file = open(self.run_dir / 'stats.jsonl', 'a', encoding='utf-8')
+            if position is not None:
+                self._go_on_from(position, path)
+            elif path.exists():     # the run was killed before its first state, and starts again
+                path.replace(path.with_name(f'{path.name}.abandoned'))
+            self._stats_file = open(path, 'a', encoding='utf-8')
         except OSError as error:
             raise dnnlib.UserError(f'--outdir {self.run_dir}: cannot write stats.jsonl there ({error.strerror})') from error
-        self._events = _summary_writer(self.run_dir, None if position is None else position['nimg'] + 1)
+        self._events = _summary_writer(self.run_dir, 0 if position is None else position['nimg'] + 1)
 
     def position(self):
-        """Where the reports stand, as plain values; a later Reporter given this as `position` cuts off what came after."""
+        """Where the reports stand, as plain values, for a later Reporter to go on from."""
         return {'stats_bytes': self._stats_file.tell(), 'seconds': self._clock() - self._start, 'nimg': self._reported_nimg}
 
-    def _go_on_from(self, position):
+    def _go_on_from(self, position, path):
         self._start -= position['seconds']
         self._reported_nimg = position['nimg']
-        path = self.run_dir / 'stats.jsonl'
         if path.exists() and path.stat().st_size > position['stats_bytes']:
             with open(path, 'r+b') as file:
                 file.truncate(position['stats_bytes'])
@@ -141,7 +144,7 @@ def _plain(value):
     return value if math.isfinite(value) else None
 
 
-def _summary_writer(run_dir, purge_step=None):
+def _summary_writer(run_dir, purge_step):
     """TensorBoard's writer, or None where the package is missing. Events of `purge_step` and later are no longer shown."""
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -71,7 +71,16 @@ def _takes_input(x, weight):
 def are_transformed(*tensors):
     """Whether torch.func transforms one of the tensors (None: none), for operators would not see what derivatives are wanted.
     torch.compile cannot be told, and has no such tensors itself."""
-    return not torch.compiler.is_compiling() and any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+    return not torch.compiler.is_compiling() and not all(t is None or _has_storage(t) for t in tensors)
+
+
+def _has_storage(tensor):
+    """Whether the tensor is one of its own, and no cover of another."""
+    try:
+        tensor.untyped_storage()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def products_of(x):

@@ -17,6 +17,7 @@ from project_files import ROOT
 from tiny_runs import PANOHEAD_ONLY, TINY, invoke, write_heads
 from training import state as states
 from training import trainer as trainer_module
+from training.dataset import reader_died
 from training.losses.adversarial import AdversarialLoss
 from training.trainer import Trainer
 
@@ -173,6 +174,14 @@ def test_killed_reader_ends_the_run(heads, tmp_path):
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and '--workers: a process that reads images ended' in done.stderr.splitlines()[-1], done.stderr
     assert states.newest_state(max(tmp_path.iterdir()))[0]['counters']['nimg'] >= 8
+
+
+@pytest.mark.parametrize('error, reason', [(EOFError(), '(EOFError)'), (ConnectionResetError(104, 'reset'), '([Errno 104] reset)'),
+                                           (RuntimeError('DataLoader worker (pid 1) is killed\nmore'), '(DataLoader worker (pid 1) is killed)')])
+def test_news_of_a_dead_reader(error, reason):
+    """Also an error without words, as a connection gives that is cut off in the middle."""
+    assert reason in str(reader_died(error))
+    assert reader_died(RuntimeError('of something else')) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -240,7 +240,8 @@ def reader_died(error):
     interrupt the main thread wherever that is at the time."""
     if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
         return None
-    return UserError(f'--workers: a process that reads images ended ({str(error).splitlines()[0]}); the system kills processes '
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f'--workers: a process that reads images ended ({reason}); the system kills processes '
                      'when memory runs out: take fewer')
 
 

@@ -7,13 +7,11 @@ C++ operators where these are faster (winograd.py), so are whole layers, in infe
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.forward_ad import unpack_dual
 
 from torch_utils.ops import conv_gradients, few_pixels, trained_layers, winograd
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.trained_layers import SLOPES
 from torch_utils.ops.upfirdn2d import upfirdn2d
-
 
 
 def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
@@ -50,7 +48,7 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0):
 
 def wants_gradient(*tensors):
     """Whether a derivative by one of the tensors (None: none) is asked for, in reverse or forward mode."""
-    return any(t is not None and ((torch.is_grad_enabled() and t.requires_grad) or unpack_dual(t).tangent is not None) for t in tensors)
+    return (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)) or trained_layers.have_tangents(*tensors)
 
 
 def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain=None, clamp=None, up=1, padding=0, resample_filter=None,
@@ -81,6 +79,10 @@ def modulated_layer(x, weight, styles, noise=None, bias=None, act='linear', gain
             x = modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)
             return bias_act(x, bias, act=act, gain=gain, clamp=clamp)
         return trained_layers.layer(definition, x, weight, styles, noise, bias, act, gain, clamp, up, resample_filter)
+    elif not inference and trained_layers.can_multiply(x, weight, styles, noise, bias, act, gain, up, padding, demodulate):
+        def definition(x, weight, styles, bias):
+            return bias_act(modulated_conv2d(x, weight, styles, demodulate=False), bias, clamp=clamp)
+        return trained_layers.multiply(definition, x, weight, styles, bias, clamp)
     else:
         x = modulated_conv2d(x, weight, styles, noise, up, padding, resample_filter, demodulate)
     return bias_act(x, bias, act=act, gain=gain, clamp=clamp)

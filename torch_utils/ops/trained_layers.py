@@ -4,7 +4,10 @@ The derivative of a leaky ReLU, and where a clamp holds, are read from the layer
 Definitions: bias_act.bias_act and conv2d_resample.modulated_layer; C++: csrc/activation.cpp, csrc/winograd.cpp.
 """
 
+import math
+
 import torch
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn.grad import conv2d_weight
 
 from torch_utils.ops import conv_gradients, upfirdn2d, winograd
@@ -78,11 +81,28 @@ def can_train(x, weight, styles, noise, bias, act, gain, up, padding, resample_f
 
 def plain_shapes(x, weight, styles, noise, bias, up):
     """Whether styles, noise and bias have the shapes that the operators take: what only broadcasts to them is for the definition,
-    and so is what torch.func transforms."""
+    and so is what torch.func transforms, and derivatives in forward mode."""
     n, _, height, width = x.shape
-    return (not winograd.are_transformed(x, weight, styles, noise, bias) and styles.shape == (n, weight.shape[1])
+    tensors = x, weight, styles, noise, bias
+    return (not winograd.are_transformed(*tensors) and not have_tangents(*tensors) and styles.shape == (n, weight.shape[1])
             and (bias is None or bias.shape == (weight.shape[0],))
             and (noise is None or (noise.ndim == 4 and noise.shape[0] in (1, n) and noise.shape[1:] == (1, height * up, width * up))))
+
+
+def _differentiable(ctx, tensors, grad):
+    """Gradients, with a graph of their own, of what ctx.definition makes of the tensors, the second of which is a weight."""
+    needed = [i for i, need in enumerate(ctx.needs_input_grad[1:1 + len(tensors)]) if need and not (i == 1 and conv_gradients.skip_weights())]
+    with torch.enable_grad():
+        # Views: where one input was made of another, what flows that way is the outer pass's to count.
+        inputs = [None if t is None else t.view_as(t) for t in tensors]
+        found = torch.autograd.grad(ctx.definition(*inputs), [inputs[i] for i in needed], grad, create_graph=True)
+    grads = dict(zip(needed, found))
+    return [grads.get(i) for i in range(len(tensors))]
+
+
+def have_tangents(*tensors):
+    """Whether a derivative of one of the tensors (None: none) is carried along, in forward mode."""
+    return any(t is not None and unpack_dual(t).tangent is not None for t in tensors)
 
 
 def layer(definition, x, weight, styles, noise, bias, act, gain, clamp, up, resample_filter):
@@ -108,13 +128,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, styles, noise, bias, y, scale, energy, resample_filter = ctx.saved_tensors
         if torch.is_grad_enabled():      # second derivatives are wanted
-            needed = [i for i, need in enumerate(ctx.needs_input_grad[1:6]) if need and not (i == 1 and conv_gradients.skip_weights())]
-            with torch.enable_grad():
-                # Views: where one input was made of another, what flows that way is the outer pass's to count.
-                inputs = [None if t is None else t.view_as(t) for t in (x, weight, styles, noise, bias)]
-                found = torch.autograd.grad(ctx.definition(*inputs), [inputs[i] for i in needed], grad, create_graph=True)
-            grads = dict(zip(needed, found))
-            return None, *(grads.get(i) for i in range(5)), None, None, None, None
+            return None, *_differentiable(ctx, (x, weight, styles, noise, bias), grad), None, None, None, None
         _, need_x, need_weight, need_styles, need_noise, *_ = ctx.needs_input_grad
         need_weight = need_weight and not conv_gradients.skip_weights()
         dz, dbias, dnoise, dscale = torch.ops.omnihead.layer_grad(
@@ -147,3 +161,66 @@ def _weight_gradient(x, dz, styles, weight, upsampled):
     else:
         found = STRIDED.correlate(dz, x, weight.shape[-1])
     return found.transpose(0, 1).to(weight.dtype).contiguous()
+
+
+def can_multiply(x, weight, styles, noise, bias, act, gain, up, padding, demodulate):
+    """Whether `multiply` takes these arguments of conv2d_resample.modulated_layer."""
+    return (not demodulate and act == 'linear' and gain == 1 and up == 1 and padding == 0 and noise is None and bias is not None
+            and weight.shape[2:] == (1, 1) and winograd.takes_input(x, weight) and x.numel() > 0
+            and all(t.dtype == torch.float32 for t in (x, weight, styles, bias))
+            and plain_shapes(x, weight, styles, noise, bias, up) and load_native())
+
+
+def multiply(definition, x, weight, styles, bias, clamp):
+    """conv2d_resample.modulated_layer of one tap without demodulation; ask can_multiply first. `definition`: as for `layer`, of
+    (x, weight, styles, bias)."""
+    return _Products.apply(definition, x, weight, styles.contiguous(), bias, _limit(x, clamp))
+
+
+class _Products(torch.autograd.Function):
+    """Pixels are the rows of one product a sample, whose styles go into the weights: images are read once, and no other is kept."""
+
+    @staticmethod
+    def forward(ctx, definition, x, weight, styles, bias, clamp):
+        styled = weight.flatten(1) * styles[:, None]                                                 # [N, O, I]
+        y = torch.baddbmm(bias, _rows(x), styled.transpose(1, 2))                                    # [N, H*W, O]
+        held = math.isfinite(clamp) and not _lies_within(y, clamp)
+        if held:
+            y.clamp_(-clamp, clamp)
+        y = _image(y, x.shape)
+        ctx.save_for_backward(x, weight, styles, bias, y if held else None)
+        ctx.definition, ctx.clamp = definition, clamp
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, styles, bias, held = ctx.saved_tensors
+        if torch.is_grad_enabled():      # second derivatives are wanted
+            return None, *_differentiable(ctx, (x, weight, styles, bias), grad), None
+        _, need_x, need_weight, need_styles, need_bias, _ = ctx.needs_input_grad
+        if held is not None:
+            grad = torch.where(held.abs() < ctx.clamp, grad, 0.0)
+        rows, dx, dweight, dstyles = _rows(grad), None, None, None
+        if need_x or need_styles:
+            dx = _image(rows @ weight.flatten(1), x.shape)
+            dstyles = torch.ops.omnihead.modulation_grad(dx, x, styles)
+        if need_weight and not conv_gradients.skip_weights():
+            by_sample = rows.transpose(1, 2) @ _rows(x)                                              # [N, O, I]
+            dweight = (by_sample * styles[:, None]).sum(dim=0)[:, :, None, None]
+        return None, dx, dweight, dstyles, rows.sum(dim=(0, 1)) if need_bias else None, None
+
+
+def _lies_within(x, clamp):
+    """Whether all values lie between -clamp and clamp, as they nearly always do: it guards 16 bits from overflow."""
+    least, most = x.aminmax()
+    return bool(-clamp < least and most < clamp)
+
+
+def _rows(x):
+    """Pixels [N, H*W, C] of images [N, C, H, W], channels last: no copy."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _image(rows, shape):
+    """Images of the height and width of `shape`, channels last, of _rows."""
+    return rows.unflatten(1, shape[2:]).permute(0, 3, 1, 2)

@@ -16,7 +16,8 @@ from torch_utils.ops.native import load_native
 
 # Of an image, for a batch that is split between processes must take the same way in all of them.
 LEAST_TILES = 16        # below, transforming the weights costs more than it spares; a quarter of them where the size doubles
-LEAST_PIXELS = 256      # the same for one tap
+LIGHT = 128 * 128 * 9   # weights of so many numbers pay with any number of tiles
+LEAST_PIXELS = 256      # as LEAST_TILES, for one tap
 CHANNELS = 16           # multiples of it
 FEW = 4                 # or so many made by one tap: images
 
@@ -42,9 +43,10 @@ def integers_pay():
 
 def can_convolve(x, weight, up=1, resample_filter=None):
     """Whether the operator is there, and pays, for x [N, I, H, W], weight [O, I, 3, 3] and upsampling by `up`."""
-    if not are_taps_known(weight, up, resample_filter) or weight.shape[0] % CHANNELS or not _takes_input(x, weight):
+    if not are_taps_known(weight, up, resample_filter) or weight.shape[0] % CHANNELS or not takes_input(x, weight):
         return False
-    return -(-x.shape[2] // 4) * -(-x.shape[3] // 4) * up * up >= LEAST_TILES and load_native() and x.dtype in types()
+    enough = -(-x.shape[2] // 4) * -(-x.shape[3] // 4) * up * up >= LEAST_TILES or 0 < weight.numel() <= LIGHT
+    return enough and x.numel() > 0 and load_native() and x.dtype in types()
 
 
 def are_taps_known(weight, up, resample_filter):
@@ -56,13 +58,14 @@ def are_taps_known(weight, up, resample_filter):
 def can_multiply(x, weight, noise=None, demodulate=False):
     """Whether the operator takes, and pays for, x [N, I, H, W] and weight [O, I, 1, 1]."""
     out = weight.shape[0]
-    if weight.shape[2:] != (1, 1) or x.dtype != torch.float32 or not _takes_input(x, weight):
+    if weight.shape[2:] != (1, 1) or x.dtype != torch.float32 or not takes_input(x, weight):
         return False
     few = out <= FEW and noise is None and not demodulate
     return (few or out % CHANNELS == 0) and x.shape[2] * x.shape[3] >= LEAST_PIXELS and load_native()
 
 
-def _takes_input(x, weight):
+def takes_input(x, weight):
+    """Whether images x and the number of their channels are such as the operators take."""
     channels = weight.shape[1]
     return (x.device.type == weight.device.type == 'cpu' and channels % CHANNELS == 0 < channels and not torch.is_autocast_enabled('cpu')
             and not are_transformed(x, weight))

@@ -24,6 +24,10 @@ struct BackwardBlock {
 
 constexpr int MAX_BLOCK_RAYS = 16;
 
+// Derivatives of a weight by the density of a sample that are nothing: beside others float32 does not see them, and where
+// there are no others they are far below the epsilon of Adam (1e-8).
+constexpr float NO_SLOPE = 1e-16f;
+
 static BackwardBlock make_backward_block(Arena& arena, const Field& f, const Rays& r, bool positions, Ray* ray) {
     BackwardBlock block;
     const int samples = r.coarse + r.fine;
@@ -57,6 +61,12 @@ static int slot_points(const Field& f, const Rays& r) {
     return make_backward_block(arena, f, r, false, ray).batch.capacity;
 }
 
+// Whether the density of a sample changes the weights of the intervals beside it. Deep in empty space it does not.
+static bool has_slope(const Ray& r, int s) {
+    const float before = s > 0 ? r.passed[s - 1] * r.slope[s - 1] : 0, behind = s < r.num - 1 ? r.passed[s] * r.slope[s] : 0;
+    return !(before < NO_SLOPE && behind < NO_SLOPE);
+}
+
 // Weights of the rays of the block, and a row of the batch for every sample that can have a gradient. Returns the rows.
 static int prepare_rays(const Field& f, const Rays& rays, const SavedSamples& saved, const BackwardBlock& block, int64_t first,
                         int count) {
@@ -71,7 +81,7 @@ static int prepare_rays(const Field& f, const Rays& rays, const SavedSamples& sa
         for (int s = 0; s < samples; s++) {
             bool inside = place_point(f, rays, block.batch, first + i, r.depth[s], used);
             r.row[s] = -1;
-            if (!inside && r.share[s] == 0) continue;
+            if (r.share[s] == 0 && !(inside && has_slope(r, s))) continue;
             block.ray_of[used] = i;
             block.share[used] = r.share[s];
             r.row[s] = used++;

@@ -1,8 +1,12 @@
-"""The project's own files, for the tests that read source: which there are, their syntax trees, who imports whom."""
+"""The project's own files, for the tests that read source: which there are, their syntax trees, who imports whom; and Python
+processes that see them."""
 
 import ast
 import functools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,3 +73,10 @@ def imported_names(tree, module, is_package=False):
                 package = package[:len(package) - node.level + 1]
                 base = '.'.join(package + ([node.module] if node.module else []))
             yield from ((node.lineno, f'{base}.{alias.name}') for alias in node.names)
+
+
+def run_python(code, **variables):
+    """Run code in another Python that sees the tests and the project."""
+    folders = [str(Path(__file__).parent), str(ROOT)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', **variables, 'PYTHONPATH': os.pathsep.join(folders)}
+    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)

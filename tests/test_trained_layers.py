@@ -77,6 +77,46 @@ def test_layer_equals_the_definition(up, clamp, noise_batch, second):
     compare(results, derivatives(definition(up, clamp), tensors, torch.float64, second), 1e-5)
 
 
+def product(clamp):
+    return lambda x, weight, styles, bias: conv2d_resample.modulated_layer(x, weight, styles, bias=bias, clamp=clamp, demodulate=False)
+
+
+@pytest.mark.parametrize('second', [False, True])
+@pytest.mark.parametrize('clamp', [None, 9.0, 256.0])
+@pytest.mark.parametrize('batch, out, layout', [(1, 3, torch.channels_last), (2, 48, torch.channels_last), (2, 5, torch.contiguous_format)])
+def test_product_equals_the_definition(batch, out, layout, clamp, second):
+    """Layers of one tap, without demodulation; some values reach the clamp, or none."""
+    x = torch.randn(batch, 32, 7, 9).contiguous(memory_format=layout)
+    tensors = x, torch.randn(out, 32, 1, 1), torch.rand(batch, 32) + 0.5, torch.randn(out)
+    results = derivatives(product(clamp), tensors, torch.float32, second)
+    expected = derivatives(product(clamp), tensors, torch.float64, second)
+    assert '_Products' in type(results[0].grad_fn).__name__ and '_Products' not in type(expected[0].grad_fn).__name__
+    assert results[0].is_contiguous(memory_format=torch.channels_last)
+    reached = 0 if clamp is None else (results[0].detach().abs() == clamp).double().mean()
+    assert (0 < reached < 0.5) == (clamp == 9.0)
+    compare(results, expected, 1e-5)
+
+
+def test_product_keeps_what_is_not_a_number():
+    x, weight, styles, bias = torch.randn(1, 16, 4, 4), torch.randn(3, 16, 1, 1), torch.ones(1, 16), torch.zeros(3)
+    x[0, 0, 1, 2] = float('nan')
+    x = x.to(memory_format=torch.channels_last).requires_grad_(True)
+    for clamp in (None, 256.0):
+        y = product(clamp)(x, weight, styles, bias)
+        assert y.isnan().sum() == 3 and y[:, :, 1, 2].isnan().all()
+
+
+def test_product_computes_only_what_is_asked_for():
+    x, weight, styles, bias = images(2, 16, 5, 5), torch.randn(3, 16, 1, 1), torch.rand(2, 16), torch.randn(3)
+    everything = derivatives(product(None), (x, weight, styles, bias), torch.float32, False)
+    for wanted, value in zip((x, weight, styles, bias), everything[1:]):
+        for t in (x, weight, styles, bias):
+            t.requires_grad_(t is wanted)
+        y = product(None)(x, weight, styles, bias)
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(torch.autograd.grad(y, wanted, grad)[0], value, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize('up', [1, 2])
 def test_layer_in_bfloat16_is_near_the_definition(up, monkeypatch):
     monkeypatch.setattr(winograd, 'types', lambda: (torch.float32, torch.bfloat16))

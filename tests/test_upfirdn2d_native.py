@@ -47,3 +47,22 @@ def test_gradients_go_through_it(monkeypatch):
     monkeypatch.setattr(op, 'load_native', lambda: False)
     for ours, plain in zip(native, gradients()):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not load_native(), reason='the C++ operators cannot be built here')
+@pytest.mark.parametrize('taps', [op.setup_filter([1, 3, 3, 1]), torch.randn(4, 4, generator=torch.Generator().manual_seed(0))])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_sum_with_an_upsampled_image(taps, dtype):
+    """In training; derivatives of both orders."""
+    img, added = torch.randn(2, 16, 5, 7), torch.randn(2, 16, 10, 14).to(dtype)
+    found = []
+    for function, number in ((op.upsample_add, torch.float32), (lambda img, f, added: op.upsample2d(img, f) + added, torch.float64)):
+        inputs = [t.to(number if number == torch.float64 else t.dtype).requires_grad_(True) for t in (img, added)]
+        y = function(inputs[0], taps.to(inputs[0].dtype), inputs[1])
+        first = torch.autograd.grad((y ** 3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum((g ** 2).sum() for g in first), inputs)
+        found.append([y, *first, *second])
+    assert '_UpsampleAdd' in type(found[0][0].grad_fn).__name__ and found[0][2].dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    for value, expected in zip(*found):
+        assert (value.double() - expected).abs().max() <= tolerance * expected.abs().max()

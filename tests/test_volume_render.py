@@ -1,17 +1,15 @@
-"""The fused volume renderer against the plain one: values, gradients, odd cases; and how its library is built."""
+"""The fused volume renderer against the plain one: values, gradients, odd cases."""
 
 import dataclasses
 import importlib
 import os
-import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import reference
+from project_files import run_python
 from torch_utils.ops import native
 from torch_utils.ops.volume_render import volume_render
 from training.generators import panohead
@@ -141,6 +139,37 @@ def test_values_and_gradients(name):
         labels = labels[:-2]   # the plain code lets gradients of the rays through the limits of the depths as well
     for label, value, expected in zip(labels, *grads):
         assert_close(value, expected, label)
+
+
+@needs_native
+@pytest.mark.parametrize('density, skipped', [(-25.0, False), (-60.0, True)])
+def test_nothing_flows_in_empty_space(density, skipped):
+    """Samples whose density changes nothing are left out of the backward pass; where it changes a little they are not."""
+    leaves, decoder, options, noise = make(Case(density=0.01, options=dict(crop_margin=None)))
+    with torch.no_grad():
+        decoder.net[2].bias[0] = density
+    fused, plain = (torch.autograd.grad(render(Case(), kind, leaves, decoder, options, noise)[2].sum(), leaves, allow_unused=True)
+                    for kind in (PlaneField, PlainField))
+    for place in (0, 1, -2, -1):
+        assert plain[place].any() and bool(fused[place].any()) != skipped
+        if not skipped:
+            assert_close(fused[place], plain[place], f'leaf {place}')
+
+
+@needs_native
+def test_empty_space_beside_a_head():
+    """Half of the space is empty, in which the density changes nothing."""
+    leaves, decoder, options, noise = make(Case(density=0.0, options=dict(crop_margin=None)))
+    with torch.no_grad():
+        leaves[0][:, :, 0] = 0.0
+        leaves[0][:, :, 0, :, :6] = 0.1
+        decoder.net[0].weight[0].zero_()
+        decoder.net[0].weight[0, 0] = 100 / decoder.net[0].weight_gain
+        decoder.net[2].weight[0, 0] = -10 / decoder.net[2].weight_gain
+    outputs = [render(Case(), kind, leaves, decoder, options, noise) for kind in (PlaneField, PlainField)]
+    fused, plain = (torch.autograd.grad(out[0].square().sum() + out[2].sum(), leaves) for out in outputs)
+    for place, (value, expected) in enumerate(zip(fused, plain)):
+        assert_close(value, expected, f'leaf {place}')
 
 
 @needs_native
@@ -433,66 +462,3 @@ def test_published_values_come_from_the_operator(path, monkeypatch):
         out = generator.synthesis(values['ws'], label)
     assert calls == [1]
     reference.assert_within(out.image_depth, values['image_depth'], 'image_depth')
-
-
-def run_python(code, **variables):
-    """Run code in another Python that sees the tests and the project."""
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', **variables, 'PYTHONPATH': os.pathsep.join(folders)}
-    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
-
-
-LOADS = 'from torch_utils.ops import native\nprint(native.load_native(), native.load_native())\n'
-
-
-def test_no_compiler(tmp_path):
-    """One line of notice, and the plain path does the work."""
-    run = run_python(LOADS, CXX=str(tmp_path / 'none'), OMNIHEAD_CACHE=str(tmp_path / 'cache'), OMNIHEAD_NATIVE='1')
-    assert run.returncode == 0 and run.stdout.split() == ['False', 'False'], run.stderr
-    assert len(run.stderr.splitlines()) == 1 and 'plain PyTorch is used' in run.stderr
-    assert not list(tmp_path.rglob('*.so'))
-
-
-def test_failed_build(tmp_path):
-    """The same where there is a compiler that compiles nothing."""
-    compiler = tmp_path / 'broken'
-    compiler.write_text('#!/bin/sh\ncase "$*" in *-c*) ;; *) exec c++ "$@";; esac\n'
-                        'echo "x.cpp:1: error: broken on purpose" >&2; exit 1\n')
-    compiler.chmod(0o755)
-    run = run_python(LOADS, CXX=str(compiler), OMNIHEAD_CACHE=str(tmp_path / 'cache'), OMNIHEAD_NATIVE='1')
-    assert run.returncode == 0 and run.stdout.split() == ['False', 'False'], run.stderr
-    assert 'broken on purpose' in run.stderr.splitlines()[-1] and 'plain PyTorch is used' in run.stderr.splitlines()[-1]
-    assert list((tmp_path / 'cache' / 'native').iterdir()) == []
-
-
-def test_switched_off(monkeypatch):
-    monkeypatch.setenv('OMNIHEAD_NATIVE', '0')
-    assert not native.load_native()
-
-
-def test_build_folder_tells_what_it_depends_on(monkeypatch):
-    names = {native.build_folder().name}
-    for change in (lambda: monkeypatch.setattr(native, 'FLAGS', ['-O1']), lambda: monkeypatch.setenv('CXX', 'another'),
-                   lambda: monkeypatch.setattr(torch, '__version__', '0')):
-        change()
-        names.add(native.build_folder().name)
-    assert len(names) == 4
-
-
-@needs_native
-@pytest.mark.slow
-def test_builds_that_are_killed_or_start_together(tmp_path):
-    """What a killed build leaves stops nobody, and two processes that start at once both get the library."""
-    env = {**os.environ, 'OMNIHEAD_CACHE': str(tmp_path), 'PYTHONPATH': str(Path(__file__).parents[1]), 'OMP_NUM_THREADS': '1'}
-
-    def start():
-        return subprocess.Popen([sys.executable, '-c', LOADS], env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-    killed = start()
-    while not list(tmp_path.glob('native/*/build.ninja')):
-        assert killed.poll() is None, 'the build ended before it could be killed'
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    both = [start(), start()]
-    assert [p.communicate()[0].split() for p in both] == [['True', 'True']] * 2
-    assert len([p for p in tmp_path.glob('native/*') if '.' not in p.name]) == 1

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -70,6 +71,13 @@ def compile_flags():
     return FLAGS + (['-fopenmp'] if sys.platform.startswith('linux') else [])
 
 
+def units():
+    """Files to compile, the longest first: those of csrc that no other of them includes."""
+    files = sorted(SOURCES.glob('*.cpp'))
+    included = {name for path in files for name in re.findall(r'#include "(\w+\.cpp)"', path.read_text(encoding='utf-8'))}
+    return sorted((str(path) for path in files if path.name not in included), key=lambda path: Path(path).name != 'operators.cpp')
+
+
 def build_folder():
     """Folder of the built library; its name tells all that the library depends on."""
     digest = hashlib.sha256()
@@ -111,7 +119,7 @@ def _build(folder):
     temporary = Path(tempfile.mkdtemp(prefix=folder.name + '.', dir=folder.parent))
     try:
         with _ninja_on_path():
-            cpp_extension.load(LIBRARY, [str(p) for p in sorted(SOURCES.glob('*.cpp'))], extra_cflags=compile_flags(),
+            cpp_extension.load(LIBRARY, units(), extra_cflags=compile_flags(),
                                build_directory=str(temporary), with_cuda=False, is_python_module=False)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -91,7 +91,8 @@ def plain_shapes(x, weight, styles, noise, bias, up):
 
 def _differentiable(ctx, tensors, grad):
     """Gradients, with a graph of their own, of what ctx.definition makes of the tensors, the second of which is a weight."""
-    needed = [i for i, need in enumerate(ctx.needs_input_grad[1:1 + len(tensors)]) if need and not (i == 1 and conv_gradients.skip_weights())]
+    wanted = enumerate(ctx.needs_input_grad[1:1 + len(tensors)])
+    needed = [i for i, need in wanted if need and not (i == 1 and conv_gradients.skip_weights())]
     with torch.enable_grad():
         # Views: where one input was made of another, what flows that way is the outer pass's to count.
         inputs = [None if t is None else t.view_as(t) for t in tensors]

@@ -48,7 +48,7 @@ const Kernels& kernels() {
     return *chosen;
 }
 
-Tensor checked(const Tensor& t, const char* name, at::IntArrayRef shape) {
+Tensor dense(const Tensor& t, const char* name, at::IntArrayRef shape) {
     TORCH_CHECK(t.device().is_cpu() && t.scalar_type() == at::kFloat, name, " must be a float32 tensor on the CPU");
     TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
     return t.contiguous();
@@ -56,8 +56,8 @@ Tensor checked(const Tensor& t, const char* name, at::IntArrayRef shape) {
 
 const float* data_or_null(const std::optional<Tensor>& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
-std::optional<Tensor> checked(const std::optional<Tensor>& t, const char* name, at::IntArrayRef shape) {
-    return t ? std::optional<Tensor>(checked(*t, name, shape)) : std::nullopt;
+std::optional<Tensor> dense(const std::optional<Tensor>& t, const char* name, at::IntArrayRef shape) {
+    return t ? std::optional<Tensor>(dense(*t, name, shape)) : std::nullopt;
 }
 
 // The field's tensors in the layout of the kernels, but for planes that are to be packed, which follow one by one; holds the
@@ -100,11 +100,11 @@ PackedField pack_field(const Tensor& planes, const Tensor& w1, const Tensor& b1,
                 "planes are too large: ", planes.sizes());
     PackedField p;
     p.direct = cells_together(planes);
-    p.planes = p.direct ? planes : checked(planes, "planes", planes.sizes());
-    p.w1t = padded_copy(checked(w1, "weight1", {hidden, channels}), H, C);
+    p.planes = p.direct ? planes : dense(planes, "planes", planes.sizes());
+    p.w1t = padded_copy(dense(w1, "weight1", {hidden, channels}), H, C);
     p.w1 = p.w1t.t().contiguous();
-    p.b1 = padded_copy(checked(b1, "bias1", {hidden}).unsqueeze(0), 1, H);
-    const Tensor second = checked(w2, "weight2", {1 + colours, hidden}), bias = checked(b2, "bias2", {1 + colours});
+    p.b1 = padded_copy(dense(b1, "bias1", {hidden}).unsqueeze(0), 1, H);
+    const Tensor second = dense(w2, "weight2", {1 + colours, hidden}), bias = dense(b2, "bias2", {1 + colours});
     p.density_row = padded_copy(second.narrow(0, 0, 1), 1, H);
     p.w2t = padded_copy(second.narrow(0, 1, colours), O, H);
     p.w2 = p.w2t.t().contiguous();
@@ -182,8 +182,8 @@ CheckedRays check_rays(const Tensor& origins, const Tensor& directions, const Te
     TORCH_CHECK(coarse >= 2 && (fine == 0 || coarse >= 4) && coarse + fine < 1 << 16,
                 "needs at least 4 coarse samples, got ", coarse);
     CheckedRays c;
-    c.origins = checked(origins, "origins", {n, m, 3});
-    c.directions = checked(directions, "directions", {n, m, 3});
+    c.origins = dense(origins, "origins", {n, m, 3});
+    c.directions = dense(directions, "directions", {n, m, 3});
     c.rays = {};
     c.rays.per_grid = std::max<int64_t>(grids == 1 ? n * m : m, 1);
     c.rays.coarse = int(coarse), c.rays.fine = int(fine), c.rays.white_back = white_back;
@@ -201,10 +201,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> volume_render(
     const int64_t coarse = depths.size(2), fine = fine_noise ? fine_noise->size(-1) : 0;
     CheckedRays c = check_rays(origins, directions, planes, coarse, fine, white_back);
     const int64_t n = origins.size(0), m = origins.size(1);
-    c.depths = checked(depths, "depths", {n, m, coarse});
-    c.noise[0] = checked(fine_noise, "fine_noise", {n, m, fine});
-    c.noise[1] = checked(coarse_density_noise, "coarse_density_noise", {n, m, coarse});
-    c.noise[2] = checked(fine_density_noise, "fine_density_noise", {n, m, fine});
+    c.depths = dense(depths, "depths", {n, m, coarse});
+    c.noise[0] = dense(fine_noise, "fine_noise", {n, m, fine});
+    c.noise[1] = dense(coarse_density_noise, "coarse_density_noise", {n, m, coarse});
+    c.noise[2] = dense(fine_density_noise, "fine_density_noise", {n, m, fine});
     c.rays.depths = c.depths.const_data_ptr<float>();
     c.rays.fine_noise = data_or_null(c.noise[0]);
     c.rays.coarse_density_noise = data_or_null(c.noise[1]), c.rays.fine_density_noise = data_or_null(c.noise[2]);
@@ -304,9 +304,9 @@ void backward_identity(const Field& field, const Rays& rays, const SavedSamples&
     kernels().backward(field, rays, saved, out, begin, end, scratch.data());
 }
 
-using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using RenderGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Backward volume_render_backward(
+RenderGradients volume_render_backward(
     const Tensor& planes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2, const Tensor& origins,
     const Tensor& directions, const Tensor& sorted_depths, const Tensor& sorted_density, const Tensor& features_grad,
     const Tensor& depth_grad, const Tensor& opacity_grad, double box_warp, at::IntArrayRef axes, bool trilinear,
@@ -314,10 +314,10 @@ Backward volume_render_backward(
     const PackedField p = pack_field(planes, w1, b1, w2, b2, box_warp, axes, trilinear, activation, crop_limit);
     const int64_t n = origins.size(0), m = origins.size(1), samples = sorted_depths.size(2), num = n * m;
     const CheckedRays c = check_rays(origins, directions, planes, samples, 0, white_back);
-    const Tensor held[] = {checked(sorted_depths, "sorted_depths", {n, m, samples}),
-                           checked(sorted_density, "sorted_density", {n, m, samples}),
-                           checked(features_grad, "features_grad", {n, m, w2.size(0) - 1}),
-                           checked(depth_grad, "depth_grad", {n, m, 1}), checked(opacity_grad, "opacity_grad", {n, m, 1})};
+    const Tensor held[] = {dense(sorted_depths, "sorted_depths", {n, m, samples}),
+                           dense(sorted_density, "sorted_density", {n, m, samples}),
+                           dense(features_grad, "features_grad", {n, m, w2.size(0) - 1}),
+                           dense(depth_grad, "depth_grad", {n, m, 1}), dense(opacity_grad, "opacity_grad", {n, m, 1})};
     const SavedSamples saved = {held[0].const_data_ptr<float>(), held[1].const_data_ptr<float>(), held[2].const_data_ptr<float>(),
                                 held[3].const_data_ptr<float>(), held[4].const_data_ptr<float>()};
     Tensor origins_grad = at::zeros_like(c.origins), directions_grad = at::zeros_like(c.directions);
@@ -360,7 +360,7 @@ std::tuple<Tensor, Tensor> query(const Tensor& planes, const Tensor& w1, const T
     const PackedField p = pack_field(planes, w1, b1, w2, b2, box_warp, axes, trilinear, activation, no_crop);
     TORCH_CHECK(points.dim() == 3 && (planes.size(0) == points.size(0) || planes.size(0) == 1), "points must be [N, M, 3]");
     const int64_t n = points.size(0), m = points.size(1);
-    const Tensor where = checked(points, "points", {n, m, 3});
+    const Tensor where = dense(points, "points", {n, m, 3});
     Tensor density = at::empty({n, m, 1}, planes.options());
     Tensor features = wants_features ? at::empty({n, m, w2.size(0) - 1}, planes.options()) : Tensor();
     const int64_t per_grid = std::max<int64_t>(planes.size(0) == 1 ? n * m : m, 1);

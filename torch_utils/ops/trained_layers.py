@@ -144,10 +144,10 @@ class _Layer(torch.autograd.Function):
         # The demodulation: scale = (styles^2 energy + 1e-8)^(-1/2).
         by_square = -0.5 * scale ** 3 * dscale                                                       # [N, O]
         if need_styles:
-            dstyles = dstyles + 2 * styles * (by_square @ energy.t())
+            dstyles.addcmul_(styles, by_square @ energy.t(), value=2)
         if need_weight:
             dweight = _weight_gradient(x, dz, styles, weight, resample_filter is not None)
-            dweight.add_(weight * (by_square.t() @ styles.square())[:, :, None, None], alpha=2)
+            dweight.addcmul_(weight, (by_square.t() @ styles.square())[:, :, None, None], value=2)
         if need_noise and noise.shape[0] == 1:
             dnoise = dnoise.sum(dim=0, keepdim=True)
         return None, dx, dweight, dstyles, dnoise[:, None] if need_noise else None, dbias, None, None, None, None

@@ -78,6 +78,16 @@ def test_derivatives_over_vmap_are_those_of_the_definition(size):
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize('taps', [1, 3])
+def test_functionalized_layers_are_the_definition(taps):
+    weight, styles, bias = torch.randn(16, 16, taps, taps, requires_grad=True), torch.rand(2, 16), torch.randn(16)
+    x = torch.randn(2, 16, 32, 32)
+
+    def function(x):
+        return conv2d_resample.modulated_layer(x, weight, styles, bias=bias, padding=taps // 2, demodulate=taps > 1)
+    torch.testing.assert_close(torch.func.functionalize(function)(x), function(x), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize('up', [1, 2])
 def test_layouts_and_threads_do_not_matter(up, calls):
     kwargs = layer(2, 24, 40, 5, 7, up, torch.float32)

@@ -61,6 +61,22 @@ def test_resuming_appends_and_log_takes_the_line(tmp_path):
     assert (tmp_path / 'log.txt').read_text().count('kimg 0.0') == 2
 
 
+def test_figures_of_starts_without_a_state_are_kept_aside(tmp_path):
+    for tick in range(3):
+        with Reporter(tmp_path) as reporter:
+            if tick != 1:                                # that start reported nothing
+                reporter.end_tick(tick, 1000 * tick)
+    assert [line['Progress/kimg']['mean'] for line in lines(tmp_path)] == [2.0]
+    kept = (tmp_path / 'stats.jsonl.abandoned').read_text().splitlines()
+    assert [json.loads(line)['Progress/kimg']['mean'] for line in kept] == [0.0]
+
+
+def test_figures_where_there_is_a_folder_of_their_name(tmp_path):
+    (tmp_path / 'stats.jsonl').mkdir()
+    with pytest.raises(dnnlib.UserError, match='cannot write stats.jsonl there'):
+        Reporter(tmp_path)
+
+
 def test_tensorboard_events(tmp_path):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     with Reporter(tmp_path) as reporter:

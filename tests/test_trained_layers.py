@@ -98,23 +98,67 @@ def test_product_equals_the_definition(batch, out, layout, clamp, second):
 
 
 def test_product_keeps_what_is_not_a_number():
-    x, weight, styles, bias = torch.randn(1, 16, 4, 4), torch.randn(3, 16, 1, 1), torch.ones(1, 16), torch.zeros(3)
-    x[0, 0, 1, 2] = float('nan')
+    """And clamps what else is beyond."""
+    x, weight, styles, bias = torch.ones(1, 16, 4, 4), torch.ones(3, 16, 1, 1), torch.ones(1, 16), torch.zeros(3)
+    x[0, 0, 1, 2], x[0, 0, 3, 3] = float('nan'), 1e4
     x = x.to(memory_format=torch.channels_last).requires_grad_(True)
-    for clamp in (None, 256.0):
+    for clamp, most in ((None, 1e4 + 15), (256.0, 256.0)):
         y = product(clamp)(x, weight, styles, bias)
-        assert y.isnan().sum() == 3 and y[:, :, 1, 2].isnan().all()
+        assert y.isnan().sum() == 3 and y[:, :, 1, 2].isnan().all() and (y[:, :, 3, 3] == most).all()
+
+
+def operations(work):
+    """What work() gives, and the names of the operations it takes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = work()
+    return result, {event.key.split('::')[-1] for event in profile.key_averages()}
 
 
 def test_product_computes_only_what_is_asked_for():
     x, weight, styles, bias = images(2, 16, 5, 5), torch.randn(3, 16, 1, 1), torch.rand(2, 16), torch.randn(3)
     everything = derivatives(product(None), (x, weight, styles, bias), torch.float32, False)
-    for wanted, value in zip((x, weight, styles, bias), everything[1:]):
+    work = {'modulation_grad', 'bmm'}      # for x and styles; for the weight
+    for wanted, value, needed in zip((x, weight, styles, bias), everything[1:], ({'modulation_grad'}, {'bmm'}, {'modulation_grad'}, set())):
         for t in (x, weight, styles, bias):
             t.requires_grad_(t is wanted)
         y = product(None)(x, weight, styles, bias)
         grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(torch.autograd.grad(y, wanted, grad)[0], value, rtol=0, atol=1e-5)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        (found,), names = operations(lambda: torch.autograd.grad(y, wanted, grad))
+        assert names & work == needed
+        torch.testing.assert_close(found, value, rtol=0, atol=1e-5)
+    weight.requires_grad_(True)
+    y = product(None)(x, weight, styles, bias).square().sum()
+    with conv_gradients.no_weight_gradients():
+        _, names = operations(y.backward)
+    assert not names & work and weight.grad is None
+
+
+def test_products_of_other_gains_and_types_are_the_definitions():
+    x, weight, styles, bias = images(2, 16, 5, 5), torch.randn(3, 16, 1, 1, requires_grad=True), torch.rand(2, 16), torch.randn(3)
+    layer = conv2d_resample.modulated_layer
+    expected = layer(x.double(), weight.double(), styles.double(), bias=bias.double(), demodulate=False)
+    for y, value, tolerance in ((layer(x, weight, styles, bias=bias, gain=2.0, demodulate=False), 2 * expected, 1e-5),
+                                (layer(x.bfloat16(), weight, styles, bias=bias, demodulate=False), expected, 0.1),
+                                (layer(x[:0], weight, styles[:0], bias=bias, demodulate=False), expected[:0], 0)):
+        assert '_Products' not in type(y.grad_fn).__name__ and y.shape == value.shape
+        torch.testing.assert_close(y.double(), value, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize('clamp', [None, 1.0])
+def test_products_may_be_changed_in_place_and_derived_in_any_company(clamp):
+    tensors = [images(2, 16, 5, 5), *(t.requires_grad_(True) for t in (torch.randn(3, 16, 1, 1), torch.rand(2, 16), torch.randn(3)))]
+    leaves = tensors[1:]
+    doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
+    expected = torch.autograd.grad((product(clamp)(*doubles) * 2).square().sum(), doubles[1:])
+    compare(torch.autograd.grad(product(clamp)(*tensors).mul_(2).square().sum(), leaves), expected, 1e-5)
+    total = (product(clamp)(*tensors) * 2).square().sum()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        compare(torch.autograd.grad(total, leaves), expected, 1e-5)
+    y, many = product(clamp)(*tensors), torch.randn(4, 2, 3, 5, 5)
+    together = torch.autograd.grad(y, leaves, many, is_grads_batched=True, retain_graph=True)
+    for place, value in enumerate(zip(*(torch.autograd.grad(y, leaves, grad, retain_graph=True) for grad in many))):
+        torch.testing.assert_close(together[place], torch.stack(value), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize('up', [1, 2])

@@ -66,3 +66,14 @@ def test_sum_with_an_upsampled_image(taps, dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     for value, expected in zip(*found):
         assert (value.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.skipif(not load_native(), reason='the C++ operators cannot be built here')
+def test_sum_with_an_upsampled_image_takes_what_broadcasts_and_constants_of_inference():
+    with torch.inference_mode():
+        taps = op.setup_filter([1, 3, 3, 1])
+    img, added = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(1, 3, 8, 8)
+    y = op.upsample_add(img, taps, added)
+    torch.testing.assert_close(y, op.upsample2d(img, taps) + added)
+    torch.testing.assert_close(op.upsample_add(img, taps, added.expand(2, -1, -1, -1)), y)
+    assert torch.autograd.grad(y.sum(), img)[0].shape == img.shape

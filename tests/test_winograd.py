@@ -204,6 +204,12 @@ def test_wrong_arguments_are_refused(fault):
         winograd.convolve(**kwargs)
 
 
+def test_few_tiles_pay_where_weights_are_light():
+    for channels, size, taken in [(128, 4, True), (256, 4, False), (256, 16, True)]:
+        x, weight = torch.zeros(1, channels, size, size), torch.zeros(channels, channels, 3, 3)
+        assert winograd.can_convolve(x, weight) == taken and not winograd.can_convolve(x[:, :, :0], weight)
+
+
 @pytest.mark.parametrize('up,kernel', [(2, 3), (1, 1)])
 def test_layers_take_it_where_no_gradient_is_wanted(up, kernel, monkeypatch):
     monkeypatch.setattr(winograd, 'LEAST_TILES', 1)

@@ -20,7 +20,7 @@ BRIEF_STATS = (('Loss/G/loss', 'G'), ('Loss/D/loss', 'D'), ('Loss/r1_penalty', '
 
 class Reporter:
     """Writes a run's figures into `run_dir`; only rank 0 needs one. Existing files are continued from `position`, what came
-    after it is cut off; without one, a stats.jsonl of an earlier start is set aside as stats.jsonl.abandoned.
+    after it is cut off; without one, the lines of earlier starts go to stats.jsonl.abandoned.
 
     `device` is the one whose memory is reported; `start_nimg` the images shown before this start; `brief` the statistics
     on the console line, pairs (name, short name). TensorBoard events are written where the package is installed.
@@ -38,10 +38,11 @@ class Reporter:
             if position is not None:
                 self._go_on_from(position, path)
             elif path.exists():     # the run was killed before its first state, and starts again
-                path.replace(path.with_name(f'{path.name}.abandoned'))
+                _set_aside(path)
             self._stats_file = open(path, 'a', encoding='utf-8')
         except OSError as error:
-            raise dnnlib.UserError(f'--outdir {self.run_dir}: cannot write stats.jsonl there ({error.strerror})') from error
+            name = Path(error.filename or path).name
+            raise dnnlib.UserError(f'--outdir {self.run_dir}: cannot write {name} there ({error.strerror})') from error
         self._events = _summary_writer(self.run_dir, 0 if position is None else position['nimg'] + 1)
 
     def position(self):
@@ -142,6 +143,15 @@ def _plain(value):
     """A number as JSON can hold it; None for what is not finite."""
     value = float(value)
     return value if math.isfinite(value) else None
+
+
+def _set_aside(path):
+    """Move what the file holds to the end of one called after it with `.abandoned`."""
+    lines = path.read_bytes()
+    if lines:
+        with open(path.with_name(f'{path.name}.abandoned'), 'ab') as file:
+            file.write(lines)
+    path.write_bytes(b'')
 
 
 def _summary_writer(run_dir, purge_step):

@@ -72,7 +72,7 @@ def compile_flags():
 
 
 def units():
-    """Files to compile, the longest first: those of csrc that no other of them includes."""
+    """Files to compile, those of csrc that no other of them includes; first the operators, which take longest."""
     files = sorted(SOURCES.glob('*.cpp'))
     included = {name for path in files for name in re.findall(r'#include "(\w+\.cpp)"', path.read_text(encoding='utf-8'))}
     return sorted((str(path) for path in files if path.name not in included), key=lambda path: Path(path).name != 'operators.cpp')

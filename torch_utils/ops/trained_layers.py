@@ -4,6 +4,7 @@ The derivative of a leaky ReLU, and where a clamp holds, are read from the layer
 Definitions: bias_act.bias_act and conv2d_resample.modulated_layer; C++: csrc/activation.cpp, csrc/winograd.cpp.
 """
 
+import contextlib
 import math
 
 import torch
@@ -89,10 +90,17 @@ def plain_shapes(x, weight, styles, noise, bias, up):
             and (noise is None or (noise.ndim == 4 and noise.shape[0] in (1, n) and noise.shape[1:] == (1, height * up, width * up))))
 
 
+def _wants_definition(grad):
+    """Whether second derivatives are wanted, or first ones of many `grad` at once."""
+    return torch.is_grad_enabled() or winograd.are_transformed(grad)
+
+
 def _differentiable(ctx, tensors, grad):
     """Gradients, with a graph of their own, of what ctx.definition makes of the tensors, the second of which is a weight."""
     wanted = enumerate(ctx.needs_input_grad[1:1 + len(tensors)])
     needed = [i for i, need in wanted if need and not (i == 1 and conv_gradients.skip_weights())]
+    if not needed:
+        return [None] * len(tensors)
     with torch.enable_grad():
         # Views: where one input was made of another, what flows that way is the outer pass's to count.
         inputs = [None if t is None else t.view_as(t) for t in tensors]
@@ -128,7 +136,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight, styles, noise, bias, y, scale, energy, resample_filter = ctx.saved_tensors
-        if torch.is_grad_enabled():      # second derivatives are wanted
+        if _wants_definition(grad):
             return None, *_differentiable(ctx, (x, weight, styles, noise, bias), grad), None, None, None, None
         _, need_x, need_weight, need_styles, need_noise, *_ = ctx.needs_input_grad
         need_weight = need_weight and not conv_gradients.skip_weights()
@@ -165,10 +173,11 @@ def _weight_gradient(x, dz, styles, weight, upsampled):
 
 
 def can_multiply(x, weight, styles, noise, bias, act, gain, up, padding, demodulate):
-    """Whether `multiply` takes these arguments of conv2d_resample.modulated_layer."""
-    return (not demodulate and act == 'linear' and gain == 1 and up == 1 and padding == 0 and noise is None and bias is not None
-            and weight.shape[2:] == (1, 1) and winograd.takes_input(x, weight) and x.numel() > 0
-            and all(t.dtype == torch.float32 for t in (x, weight, styles, bias))
+    """Whether `multiply` takes these arguments of conv2d_resample.modulated_layer. Not under torch.compile, which makes its own of
+    the definition."""
+    return (not torch.compiler.is_compiling() and not demodulate and act == 'linear' and gain == 1 and up == 1 and padding == 0
+            and noise is None and bias is not None and weight.shape[2:] == (1, 1) and winograd.takes_input(x, weight)
+            and x.numel() > 0 < weight.shape[0] and all(t.dtype == torch.float32 for t in (x, weight, styles, bias))
             and plain_shapes(x, weight, styles, noise, bias, up) and load_native())
 
 
@@ -179,35 +188,37 @@ def multiply(definition, x, weight, styles, bias, clamp):
 
 
 class _Products(torch.autograd.Function):
-    """Pixels are the rows of one product a sample, whose styles go into the weights: images are read once, and no other is kept."""
+    """Pixels are the rows of one product a sample, whose styles go into the weights, so that no scaled image is made or kept."""
 
     @staticmethod
     def forward(ctx, definition, x, weight, styles, bias, clamp):
         styled = weight.flatten(1) * styles[:, None]                                                 # [N, O, I]
-        y = torch.baddbmm(bias, _rows(x), styled.transpose(1, 2))                                    # [N, H*W, O]
-        held = math.isfinite(clamp) and not _lies_within(y, clamp)
-        if held:
+        y = torch.empty([x.shape[0], weight.shape[0], *x.shape[2:]], device=x.device, memory_format=torch.channels_last)
+        torch.baddbmm(bias, _rows(x), styled.transpose(1, 2), out=_rows(y))
+        passed = None
+        if math.isfinite(clamp) and not _lies_within(y, clamp):
+            passed = (y >= -clamp) & (y <= clamp)
             y.clamp_(-clamp, clamp)
-        y = _image(y, x.shape)
-        ctx.save_for_backward(x, weight, styles, bias, y if held else None)
-        ctx.definition, ctx.clamp = definition, clamp
+        ctx.save_for_backward(x, weight, styles, bias, passed)
+        ctx.definition = definition
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, styles, bias, held = ctx.saved_tensors
-        if torch.is_grad_enabled():      # second derivatives are wanted
+        x, weight, styles, bias, passed = ctx.saved_tensors
+        if _wants_definition(grad):
             return None, *_differentiable(ctx, (x, weight, styles, bias), grad), None
         _, need_x, need_weight, need_styles, need_bias, _ = ctx.needs_input_grad
-        if held is not None:
-            grad = torch.where(held.abs() < ctx.clamp, grad, 0.0)
+        if passed is not None:
+            grad = torch.where(passed, grad, 0.0)
         rows, dx, dweight, dstyles = _rows(grad), None, None, None
-        if need_x or need_styles:
-            dx = _image(rows @ weight.flatten(1), x.shape)
-            dstyles = torch.ops.omnihead.modulation_grad(dx, x, styles)
-        if need_weight and not conv_gradients.skip_weights():
-            by_sample = rows.transpose(1, 2) @ _rows(x)                                              # [N, O, I]
-            dweight = (by_sample * styles[:, None]).sum(dim=0)[:, :, None, None]
+        with _without_autocast():
+            if need_x or need_styles:
+                dx = _image(rows @ weight.flatten(1), x.shape)
+                dstyles = torch.ops.omnihead.modulation_grad(dx, x, styles)
+            if need_weight and not conv_gradients.skip_weights():
+                by_sample = rows.transpose(1, 2) @ _rows(x)                                          # [N, O, I]
+                dweight = (by_sample * styles[:, None]).sum(dim=0)[:, :, None, None]
         return None, dx, dweight, dstyles, rows.sum(dim=(0, 1)) if need_bias else None, None
 
 
@@ -217,8 +228,13 @@ def _lies_within(x, clamp):
     return bool(-clamp < least and most < clamp)
 
 
+def _without_autocast():
+    """Context in which products are of their operands' type."""
+    return torch.autocast('cpu', enabled=False) if torch.is_autocast_enabled('cpu') else contextlib.nullcontext()
+
+
 def _rows(x):
-    """Pixels [N, H*W, C] of images [N, C, H, W], channels last: no copy."""
+    """Pixels [N, H*W, C] of images [N, C, H, W]; a view of dense ones whose channels are last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 

@@ -93,8 +93,9 @@ def upsample2d(x, f, up=2, gain=1.0):
 
 def upsample_add(img, f, added):
     """upsample2d(img, f) + added: img [N, C, H, W] float32, added [N, C, 2H, 2W] of any type -> float32."""
+    doubled = (*img.shape[:2], 2 * img.shape[2], 2 * img.shape[3])
     if (img.device.type == 'cpu' and img.dtype == torch.float32 and added.dtype in NATIVE_TYPES and f.shape == (4, 4)
-            and load_native()):
+            and added.shape == doubled and load_native()):
         if torch.is_grad_enabled() and (img.requires_grad or added.requires_grad):
             return _UpsampleAdd.apply(img, f, added)
         return torch.ops.omnihead.upsample_add(img, f, added)
@@ -106,15 +107,13 @@ class _UpsampleAdd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, img, f, added):
-        ctx.save_for_backward(f)
-        ctx.dtype = added.dtype
+        ctx.taps, ctx.dtype = f, added.dtype      # a constant, which may come from inference mode
         return torch.ops.omnihead.upsample_add(img, f, added)
 
     @staticmethod
     def backward(ctx, grad):
-        (f,) = ctx.saved_tensors
-        by_img = upfirdn2d(grad, f, down=2, padding=1, flip_filter=True, gain=4) if ctx.needs_input_grad[0] else None
-        return by_img, None, grad.to(ctx.dtype)
+        by_img = upfirdn2d(grad, ctx.taps, down=2, padding=1, flip_filter=True, gain=4) if ctx.needs_input_grad[0] else None
+        return by_img, None, grad.to(ctx.dtype) if ctx.needs_input_grad[2] else None
 
 
 def downsample2d(x, f, down=2, gain=1.0):

@@ -2,7 +2,8 @@
 
 It computes what training/volumetric_rendering/renderer.py does for planes with a one-layer decoder: the plain code is the
 definition, and the fallback where can_render says no. No per-sample value is kept but the sorted depths and densities;
-the backward pass computes the rest again. There is no gradient through depths, and no second order.
+the backward pass computes the rest again. There is no gradient through depths, and no second order. On the CPU samples in
+empty space, whose density changes no weight by more than 1e-16 of a unit, have no gradient.
 """
 
 import dataclasses

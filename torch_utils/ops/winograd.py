@@ -74,16 +74,16 @@ def takes_input(x, weight):
 def are_transformed(*tensors):
     """Whether torch.func transforms one of the tensors (None: none), for operators would not see what derivatives are wanted.
     torch.compile cannot be told, and has no such tensors itself."""
-    return not torch.compiler.is_compiling() and not all(t is None or _has_storage(t) for t in tensors)
+    return not torch.compiler.is_compiling() and any(t is not None and _is_cover(t) for t in tensors)
 
 
-def _has_storage(tensor):
-    """Whether the tensor is one of its own, and no cover of another."""
+def _is_cover(tensor):
+    """Whether torch.func has put the tensor around another: then it has no storage of its own, or PyTorch (from 2.7 on) says so."""
     try:
         tensor.untyped_storage()
     except NotImplementedError:
-        return False
-    return True
+        return True
+    return hasattr(torch.func, 'debug_unwrap') and torch.func.debug_unwrap(tensor) is not tensor
 
 
 def products_of(x):

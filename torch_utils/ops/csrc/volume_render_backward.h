@@ -24,8 +24,8 @@ struct BackwardBlock {
 
 constexpr int MAX_BLOCK_RAYS = 16;
 
-// Derivatives of a weight by the density of a sample that are nothing: beside others float32 does not see them, and where
-// there are no others they are far below the epsilon of Adam (1e-8).
+// Derivatives of a weight by the density of a sample that are nothing: beside others float32 does not see them, and where there
+// are no others the sum of a million of them is far below the epsilon of Adam (1e-8), which would be all that moves.
 constexpr float NO_SLOPE = 1e-16f;
 
 static BackwardBlock make_backward_block(Arena& arena, const Field& f, const Rays& r, bool positions, Ray* ray) {

@@ -198,21 +198,24 @@ class Batch:
         two_passes = self.same_person or self.in_order
         for index, name in enumerate(tqdm(photos.names, desc='preparing', unit='photo', disable=not progress)):
             found = self._examine(photos, name, options, masks)
-            if two_passes and not found.heads and found.photo is not None and all(f.status == NO_FACE for f in found.failures):
-                later.append((index, name))
+            if two_passes and found.without_face:
+                later.append(name)
                 continue
             for head in found.heads:
                 if head.label_source == 'measured':
                     measured[index] = head.angles_deg[0]
-                    if self.same_person:
-                        views.append(sequences.view_of(found.photo, head, options.matting))
+                if self.same_person:
+                    views.append(sequences.view_of(found.photo, head, options.matting, masks.find(name)))
             keep(name, found)
-        if later:
-            options, angles = sequences.learned(options, views, measured, len(photos.names), self.same_person, self.in_order)
-            for index, name in later:
-                if index in angles:
-                    self.angles.setdefault(name, (angles[index], None, None))
-                keep(name, self._examine(photos, name, options, masks))
+        if not later:
+            return self.lines, self.tiles
+        if self.in_order and options.yaw is None:
+            for index, yaw in sequences.fill_yaws(measured, len(photos.names)).items():
+                if index not in measured:
+                    self.angles.setdefault(photos.names[index], (yaw, None, None))
+        options = sequences.of_person(options, views)
+        for name in later:
+            keep(name, self._examine(photos, name, options, masks))
         return self.lines, self.tiles
 
     def _examine(self, photos, name, options, masks):
@@ -257,6 +260,13 @@ class _Found:
     heads: tuple
     failures: tuple
     photo: object
+
+    @property
+    def without_face(self):
+        """Whether there is none, so that other views can tell its yaw or its crop."""
+        if self.heads:
+            return all(head.landmarks is None for head in self.heads)
+        return self.photo is not None and all(failure.status == NO_FACE for failure in self.failures)
 
 
 def write_lines(folder, lines):

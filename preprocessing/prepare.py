@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from dnnlib import UserError
-from preprocessing import crops, poses, silhouette
+from preprocessing import crops, outlines, poses, silhouette
 from preprocessing.faceboxes import detect_faces
 from preprocessing.masks import find_matting
 from preprocessing.photos import MIN_SIDE, Photo, read_mask, read_photo
@@ -43,8 +43,8 @@ class PhotoOptions:
     picture; its crop is turned upright, as one with a face always is.
     `matting`: 'built-in', 'rembg', 'none' (no mask), a TorchScript file, or a function from an RGB picture uint8 [H, W, 3] to
     a mask uint8 [H, W]. `estimator`: function (picture, mask) -> (yaw, pitch, roll) in degrees, asked where there is no
-    face. `relation`: of crop and silhouette (silhouette.fit_relation). `keep_rejected`: also return heads that are out of
-    range or too small, with that status.
+    face. `relation`: of crop and silhouette (silhouette.fit_relation); `person`: outlines of the same head in views whose
+    crop is known (outlines.fit_outlines). `keep_rejected`: also return heads that are out of range or too small, with that status.
     """
     face: str | int = 'largest'
     route: str = 'auto'
@@ -54,6 +54,7 @@ class PhotoOptions:
     matting: object = 'built-in'
     estimator: object = None
     relation: silhouette.Relation | None = None
+    person: outlines.Outlines | None = None
     keep_rejected: bool = False
 
     def __post_init__(self):
@@ -373,7 +374,7 @@ def _head_of_silhouette(photo, options, mask, mask_source):
     if options.yaw is None:
         angles, label_source = options.estimator(photo.image, mask), 'estimated'
     try:
-        quad, measures = silhouette.quad_of_mask(mask, *angles, relation=options.relation)
+        quad, measures, mismatch = outlines.quad_of_outline(mask, options.person, *angles, relation=options.relation)
     except ValueError as error:
         raise PhotoError(NO_FACE, f'{photo.name}: {error}') from error
     notes, status, side = photo.messages + ('cropped by its silhouette',), OK, crops.quad_side(quad)
@@ -384,6 +385,8 @@ def _head_of_silhouette(photo, options, mask, mask_source):
     doubts = _doubts({'score': 1.0, 'deviation': 0.0, **quality}, None, photo.image.shape)
     if measures.cut:
         doubts += ('the silhouette runs out of the picture',)
+    if mismatch > outlines.UNLIKE:
+        doubts += (f"{mismatch:.0%} of its outline is unlike the person's other views: look at it",)
     if mask_source == 'built-in':
         doubts += ('without a face the built-in mask is a guess: look at it',)
     status = LOW_CONFIDENCE if doubts and status == OK else status

@@ -11,33 +11,43 @@ from pathlib import Path
 import numpy as np
 
 from dnnlib import UserError
-from preprocessing import crops, poses, silhouette
+from preprocessing import crops, outlines, poses, silhouette
 
 WIDE = 1.6                    # how much more than the crop is segmented, so that no hair is cut off
 WIDE_SIZE = 448               # pixels
 
 
-def view_of(photo, head, matting):
-    """(mask, label, quad) for silhouette.fit_relation of a PreparedHead with a face: a wider part of the picture, segmented."""
+def view_of(photo, head, matting, mask=None):
+    """(mask, label, quad) for outlines.fit_outlines of a PreparedHead with a face: a wider part of the picture, cut out by
+    `mask` uint8 [H, W] of the whole, else the photograph's own, else segmented. None where no head is cut out."""
     centre, right, down = crops.axes_of_quad(head.quad)
     corner, span = centre - WIDE * (right + down), WIDE_SIZE - 1
     matrix = np.stack([2 * WIDE * right / span, 2 * WIDE * down / span, corner], axis=1)
     inverse = np.linalg.inv(matrix[:, :2])
-    landmarks = None if head.landmarks is None else (head.landmarks - corner) @ inverse.T
-    mask = matting(crops.warp(photo.image, matrix, WIDE_SIZE, reflect=True), landmarks) if photo.alpha is None \
-        else crops.warp(photo.alpha, matrix, WIDE_SIZE)
+    mask = photo.alpha if mask is None else mask
+    if mask is not None:
+        mask = crops.warp(mask, matrix, WIDE_SIZE)
+    elif matting.function is not None:
+        landmarks = None if head.landmarks is None else (head.landmarks - corner) @ inverse.T
+        mask = matting(crops.warp(photo.image, matrix, WIDE_SIZE, reflect=True), landmarks)
+    else:
+        return None
     # What is mirrored beyond the picture's borders is no head.
     mask = np.minimum(mask, crops.warp(np.full(photo.image.shape[:2], 255, dtype=np.uint8), matrix, WIDE_SIZE))
+    try:
+        silhouette.measure(mask)
+    except ValueError:
+        return None
     return mask, head.label, (head.quad - corner) @ inverse.T
 
 
-def learned(options, views, measured, count, same_person, in_order):
-    """(PhotoOptions, angles by index) for the photographs without a face among `count`: the relation of crop and silhouette
-    fitted to `views`, and yaws between the `measured` ones (dict of index -> degrees) where the photographs are `in_order`."""
-    if same_person and views:
-        options = dataclasses.replace(options, relation=silhouette.fit_relation(views, options.relation))
-    angles = fill_yaws(measured, count) if in_order and options.yaw is None else {}
-    return options, {index: yaw for index, yaw in angles.items() if index not in measured}
+def of_person(options, views):
+    """PhotoOptions for further views of the person in `views` (of view_of; None are left out)."""
+    views = [view for view in views if view is not None]
+    if not views:
+        return options
+    relation = silhouette.fit_relation(views, options.relation)
+    return dataclasses.replace(options, relation=relation, person=outlines.fit_outlines(views))
 
 
 def fill_yaws(measured, count):

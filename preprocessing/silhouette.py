@@ -92,8 +92,8 @@ def largest_part(mask):
     return np.where(scipy.ndimage.distance_transform_edt(parts != sizes.argmax()) < radius + 2, mask, 0).astype(np.uint8)
 
 
-def _turned(mask, roll_deg):
-    """(mask turned upright, matrix [2, 3] from its pixels to those of `mask`)."""
+def turned(mask, roll_deg):
+    """(mask uint8 [H, W] turned upright, matrix [2, 3] from its pixels to those of `mask`)."""
     if not roll_deg:
         return mask, np.array([[1.0, 0, 0], [0, 1, 0]])
     size = int(np.ceil(np.hypot(*mask.shape)))
@@ -108,7 +108,7 @@ def quad_of_mask(mask, yaw_deg=0.0, pitch_deg=0.0, roll_deg=0.0, relation=None):
     """(quad, Measures) of the head in a mask uint8 [H, W], 255 = head. Angles as of poses.label_of_camera; `roll_deg` is
     how far the head leans clockwise in the picture. Raises ValueError where there is no head."""
     relation = relation or Relation()
-    upright, matrix = _turned(mask, roll_deg)
+    upright, matrix = turned(mask, roll_deg)
     found = measure(upright)
     yaw, pitch = np.deg2rad([yaw_deg, pitch_deg])
     half_crop = found.height / np.exp(_terms(yaw, pitch) @ relation.size)
@@ -134,18 +134,24 @@ def crop_centre(quad):
     return matrix @ [middle, middle, 1], np.linalg.norm(matrix[:, 0]) * crops.CROP_SIZE / 2
 
 
+def upright_view(mask, label, quad):
+    """(mask turned upright, matrix [2, 3] from its pixels to those of `mask`, (yaw, pitch) in radians, the crop's centre [2]
+    and half side in its pixels) of a view whose crop is known."""
+    yaw, pitch, _ = np.deg2rad(poses.camera_angles(label))
+    _, right, _ = crops.axes_of_quad(quad)
+    upright, matrix = turned(mask, np.rad2deg(np.arctan2(right[1], right[0])))
+    centre, half_crop = crop_centre(quad)
+    return upright, matrix, (yaw, pitch), np.linalg.inv(matrix[:, :2]) @ (centre - matrix[:, 2]), half_crop
+
+
 def fit_relation(views, relation=None):
     """The Relation of one person, or one kind of picture, from `views`: (mask uint8 [H, W], label [25], quad [4, 2]) of each
     view whose crop is known; the more sides, the better. What they do not tell stays as in `relation`."""
     relation = relation or Relation()
     even, odd, size, down, across = [], [], [], [], []
-    for mask, label, quad in views:
-        yaw, pitch, _ = np.deg2rad(poses.camera_angles(label))
-        _, right, _ = crops.axes_of_quad(quad)
-        upright, matrix = _turned(mask, np.rad2deg(np.arctan2(right[1], right[0])))
+    for view in views:
+        upright, _, (yaw, pitch), centre, half_crop = upright_view(*view)
         found = measure(upright)
-        centre, half_crop = crop_centre(quad)
-        centre = np.linalg.inv(matrix[:, :2]) @ (centre - matrix[:, 2])
         even.append(_terms(yaw, pitch))
         odd.append(_odd_terms(yaw, pitch))
         size.append(np.log(found.height / half_crop))

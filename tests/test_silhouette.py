@@ -9,7 +9,7 @@ import torch
 
 from dnnlib import UserError
 from photo_samples import FOLDER, needs_samples, picture, tools
-from preprocessing import PhotoOptions, crops, poses, prepare_photo, sequences, silhouette
+from preprocessing import PhotoOptions, crops, outlines, poses, prepare_photo, sequences, silhouette
 from preprocessing.batch import Batch, CropSet, Photos
 from preprocessing.prepare import PhotoError
 from training.synthetic.cameras import label_at
@@ -40,18 +40,73 @@ def quad_at(centre, half):
     return silhouette.quad_around(centre, half, 0.0)
 
 
-@pytest.mark.parametrize('identity', [60, 64])
-def test_fifty_cameras_all_round(identity):
-    """Yaw given, four views' crops known: scale and centre of the others within 3 % of the crop."""
-    yaws = np.concatenate([np.linspace(-178, 178, 50), SIDES])
+def errors(quads, centres, halves):
+    """(scale, centre) errors [N, 2] of quads, in the crop's side."""
+    found = [silhouette.crop_centre(quad) for quad in quads]
+    return np.array([(abs(half / halves[i] - 1), np.hypot(*(centre - centres[i])) / (2 * halves[i]))
+                     for i, (centre, half) in enumerate(found)])
+
+
+@pytest.mark.parametrize('identity', [60, 65])
+@pytest.mark.parametrize('known', [SIDES, (-60.0, -30.0, 0.0, 30.0, 60.0)])
+def test_fifty_cameras_all_round(identity, known):
+    """Yaw given, the crops of four or five views known: scale and centre of all others within 3 % of the crop. Of 65, which is
+    bald, the relation of crop and silhouette alone misses that, so it is the outlines that reach it."""
+    yaws = np.concatenate([np.linspace(-178, 178, 50), known])
     masks, labels, centres, halves, _ = photographed(identity, yaws)
-    known = range(50, 54)
-    relation = silhouette.fit_relation([(masks[i], labels[i], quad_at(centres[i], halves[i])) for i in known])
-    for i in range(50):
-        quad, _ = silhouette.quad_of_mask(masks[i], yaws[i], relation=relation)
-        centre, half = silhouette.crop_centre(quad)
-        assert abs(half / halves[i] - 1) < 0.03, yaws[i]
-        assert np.hypot(*(centre - centres[i])) < 0.03 * 2 * halves[i], yaws[i]
+    views = [(masks[i], labels[i], quad_at(centres[i], halves[i])) for i in range(50, len(yaws))]
+    person = outlines.fit_outlines(views)
+    found = [outlines.quad_of_outline(masks[i], person, yaws[i]) for i in range(50)]
+    assert errors([quad for quad, *_ in found], centres, halves).max() < 0.03
+    assert max(mismatch for *_, mismatch in found) < 0.06
+    if identity == 65:
+        relation = silhouette.fit_relation(views)
+        alone = [silhouette.quad_of_mask(masks[i], yaws[i], relation=relation)[0] for i in range(50)]
+        assert errors(alone, centres, halves).max() > 0.033
+
+
+def test_outlines_do_not_mind_what_the_picture_cuts_off():
+    """Shoulders and an ear beyond the picture's borders, and a roll: the crop is the same."""
+    masks, labels, centres, halves, _ = photographed(62, np.concatenate([[140.0], SIDES]), size=256)
+    person = outlines.fit_outlines([(masks[i], labels[i], quad_at(centres[i], halves[i])) for i in range(1, 5)])
+    whole, _, _ = outlines.quad_of_outline(masks[0], person, 140.0)
+    bottom = int(centres[0][1] + 0.3 * halves[0])
+    side = int(centres[0][0] - 0.55 * halves[0])
+    for name, mask, shift in (('bottom', masks[0][:bottom], 0), ('side', masks[0][:, side:], side)):
+        quad, _, _ = outlines.quad_of_outline(mask, person, 140.0)
+        assert np.abs(quad + [shift, 0] - whole).max() < 0.06 * halves[0], name
+    leaning = np.asarray(PIL.Image.fromarray(masks[0]).rotate(-20, PIL.Image.Resampling.BILINEAR))
+    quad, _, _ = outlines.quad_of_outline(leaning, person, 140.0, roll_deg=20.0)
+    cos, sin = np.cos(np.deg2rad(20)), np.sin(np.deg2rad(20))
+    wanted = (whole - 127.5) @ np.array([[cos, -sin], [sin, cos]]).T + 127.5
+    assert np.abs(quad - wanted).max() < 0.03 * halves[0]
+
+
+def test_mean_outline_is_that_of_synthetic_heads():
+    """The table, against heads that it was not made from: the mean of eight lies within what heads differ by."""
+    yaws = [-120.0, -45.0, 0.0, 75.0, 165.0]
+    found = []
+    for identity in range(80, 88):
+        masks, _, centres, halves, _ = photographed(identity, yaws, size=96)
+        found.append([outlines.vector_of(outlines.trace(mask), centre, half) for mask, centre, half in zip(masks, centres, halves)])
+    wanted = np.array([outlines.mean_outline(np.deg2rad(yaw), 0.0) for yaw in yaws])
+    spread = np.std(found, axis=0).mean()
+    assert np.abs(np.mean(found, axis=0) - wanted).mean() < spread
+    # The other way round it would not: yaw has its sign, and the table its sides.
+    assert np.abs(np.mean(found, axis=0) - wanted[::-1]).mean() > 2 * spread
+
+
+def test_unlike_outlines_are_told():
+    """A shape that is not the person's head is cropped, with a line that says so."""
+    masks, labels, centres, halves, images = photographed(60, [0.0, 160.0], size=640)
+    person = outlines.fit_outlines([(masks[0], labels[0], quad_at(centres[0], halves[0]))])
+    options = {'route': 'silhouette', 'yaw': 160.0, 'person': person}
+    head, = prepare_photo(images[1], mask=masks[1], **options)
+    assert not any('unlike' in message for message in head.messages)
+    rows, columns = np.mgrid[:640, :640]
+    triangle = np.where((rows > 80) & (np.abs(columns - 320) < 0.45 * (620 - rows)), 255, 0).astype(np.uint8)     # on its tip
+    head, = prepare_photo(images[1], mask=triangle, **options)
+    assert any('unlike the person' in message for message in head.messages) and head.status == 'low confidence'
 
 
 def test_crop_geometry_round_trip():
@@ -135,8 +190,21 @@ def test_one_person_front_and_back(tmp_path):
     lines, _ = job.run(Photos(source), [CropSet(tmp_path / 'img', tmp_path / 'seg')], str)
     sides = {line.source: line.quality['side'] for line in lines}
     assert set(sides) == {'front.png', 'back.png'}
-    assert sides['back.png'] == pytest.approx(sides['front.png'], rel=0.08)
+    # But for perspective, by which the rim of a head is nearer from behind.
+    assert sides['back.png'] == pytest.approx(sides['front.png'], rel=0.035)
     assert {line.source: round(line.angles[0]) for line in lines}['back.png'] == 162
+
+
+@needs_samples
+def test_a_face_without_a_mask_tells_nothing(tmp_path):
+    """--same_person with --matting none, where no outline is to be had: the front is cropped, the back gets its line."""
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'front.jpg').write_bytes((FOLDER / 'photos/man.jpg').read_bytes())
+    PIL.Image.fromarray(photographed(61, [180.0], size=600)[4][0]).save(tmp_path / 'in' / 'back.png')
+    job = Batch(tools(), PhotoOptions(matting='none'), angles={'back.png': (180.0, None, None)}, same_person=True)
+    lines, _ = job.run(Photos(tmp_path / 'in'), [], str)
+    assert {line.source: line.status for line in lines} == {'front.jpg': 'ok', 'back.png': 'no face'}
+    assert 'no mask given' in lines[1].messages[0]
 
 
 def test_yaws_of_a_sequence():

@@ -18,7 +18,8 @@ from inference.inversion_job import Outputs, invert_to_folder
 from inference.inversion_options import recipe_options
 from inference.perceptual import load_features
 from inference.targets import load_back, load_target, target_of_arrays
-from preprocessing import PhotoOptions, load_tools, prepare_photo
+from preprocessing import PhotoOptions, load_tools, sequences
+from preprocessing.batch import Batch, Photos
 from torch_utils import misc
 from training.snapshot import load_network
 
@@ -28,40 +29,50 @@ def network_name(network):
     return Path(urllib.parse.urlparse(network).path).stem
 
 
-def photo_targets(path, resolution, tools, options):
-    """Targets of the heads in a photograph, as PhotoOptions choose them."""
-    heads = prepare_photo(path, options, tools)
-    targets = []
-    for head in heads:
-        name = Path(path).stem if len(heads) == 1 else f'{Path(path).stem}_{head.face}'
-        yaw, pitch, roll = head.angles_deg
-        click.echo(f'{path}: {head.status}, yaw {yaw:.0f}, pitch {pitch:.0f}, roll {roll:.0f} degrees ({head.label_source}), '
-                   f'mask: {head.mask_source}; {"; ".join(head.messages)}'.rstrip('; '))
-        image, mask = head.resized(resolution)
-        targets.append(target_of_arrays(image, head.label, name, str(path), mask))
-    return targets
+def photo_targets(opts, resolution):
+    """(Targets, errors) of the heads in the photographs of the options, in their order; an error for each photograph that
+    gave none."""
+    face = int(opts['face']) if opts['face'].isdecimal() else opts['face']
+    how = PhotoOptions(face, **{name: opts[name] for name in ('route', 'yaw', 'pitch', 'roll')})
+    photos = Photos(list(dict.fromkeys(opts['photos'])))
+    angles = sequences.angles_of(opts['angles'], photos.names) if opts['angles'] else {}
+    tools = None if how.route == 'silhouette' else load_tools(opts['weights'])
+    found = dict(Batch(tools, how, angles, masks=opts['target_seg'], same_person=opts['together']).examined(photos))
+    targets, errors = [], []
+    for path in photos.names:
+        heads = found[path].heads
+        for failure in found[path].failures if heads else ():
+            click.echo(failure)
+        errors += [] if heads else found[path].failures[:1]
+        for head in heads:
+            name = Path(path).stem if len(heads) == 1 else f'{Path(path).stem}_{head.face}'
+            yaw, pitch, roll = map(round, head.angles_deg)
+            click.echo(f'{path}: {head.status}, yaw {yaw}, pitch {pitch}, roll {roll} degrees ({head.label_source}), '
+                       f'mask: {head.mask_source}; {"; ".join(head.messages)}'.rstrip('; '))
+            image, mask = head.resized(resolution)
+            targets.append(target_of_arrays(image, head.label, name, path, mask))
+    return targets, errors
+
+
+def cropped_targets(opts, resolution, options):
+    """The same of the pictures --idx of --target_img."""
+    masks = opts['target_seg'] if options.weight_mask > 0 else None
+    if opts['target_seg'] is not None and masks is None:
+        click.echo(f'--target_seg {opts["target_seg"]}: masks are not used by --recipe {opts["recipe"]}')
+    targets, errors = [], []
+    for i in opts['idx']:
+        try:
+            targets.append(load_target(opts['target_img'], resolution, i, opts['label_file'], masks))
+        except UserError as error:
+            errors.append(error)
+    return targets, errors
 
 
 def read_pictures(opts, resolution, options):
     """(heads, errors): lists of Targets, one list a head, and a UserError for each picture that gave none."""
     if bool(opts['photos']) == (opts['target_img'] is not None):
         raise UserError('give photographs, or --target_img with cropped pictures, one of the two')
-    masks = opts['target_seg'] if options.weight_mask > 0 else None
-    if opts['target_seg'] is not None and masks is None:
-        click.echo(f'--target_seg {opts["target_seg"]}: masks are not used by --recipe {opts["recipe"]}')
-    if opts['photos']:
-        face = int(opts['face']) if opts['face'].isdecimal() else opts['face']
-        how = PhotoOptions(face, **{name: opts[name] for name in ('route', 'yaw', 'pitch', 'roll')})
-        tools = None if how.route == 'silhouette' else load_tools(opts['weights'])
-        sources = [lambda path=path: photo_targets(path, resolution, tools, how) for path in opts['photos']]
-    else:
-        sources = [lambda i=i: [load_target(opts['target_img'], resolution, i, opts['label_file'], masks)] for i in opts['idx']]
-    targets, errors = [], []
-    for source in sources:
-        try:
-            targets += source()
-        except UserError as error:
-            errors.append(error)
+    targets, errors = photo_targets(opts, resolution) if opts['photos'] else cropped_targets(opts, resolution, options)
     heads = [targets] if opts['together'] and targets else [[target] for target in targets]
     if opts['target_img_back'] is not None:
         if len(heads) != 1 or opts['recipe'] != 'pso':

@@ -110,7 +110,7 @@ def known_angles(opts, names):
         raise UserError('--angles and --turntable: give one of them')
     if opts['turntable']:
         return sequences.spread_yaws(names, *opts['turntable'])
-    return sequences.read_angles(opts['angles']) if opts['angles'] else {}
+    return sequences.angles_of(opts['angles'], names) if opts['angles'] else {}
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ def picture_options():
         click.option('--target_img', metavar='PATH', default=None,
                      help='Instead of photos: folder or zip of cropped pictures with dataset.json, or one cropped picture.'),
         click.option('--target_seg', metavar='PATH', default=None,
-                     help='Their masks, by the same names. The published recipes do not use them.'),
+                     help='Masks of photos or pictures: folder or zip, by the same names. The published recipes do not use them.'),
         click.option('--target_img_back', metavar='PATH', default=None,
                      help='For --recipe pso: pictures from behind in the same order, with dataset.json, data_rotate.json, or '
                           'neither: half a turn from the front.  [default: generated]'),
@@ -43,7 +43,8 @@ def picture_options():
                           '[default: dataset.json beside it]'),
         click.option('--idx', type=Numbers(), default='0', show_default=True,
                      help='Numbers of the pictures in name order, such as 0 or 0,2,5 or 1-4.'),
-        click.option('--together', is_flag=True, help='All pictures show one person: find one head for them, the first leads.'),
+        click.option('--together', is_flag=True, help='All pictures show one person: find one head for them, the first leads. '
+                     'Photos with a face tell how those without are cropped.'),
     ])
 
 
@@ -57,6 +58,7 @@ def photo_options():
         click.option('--yaw', type=FiniteFloat(-180, 180), default=None, help='Photos: degrees, 180 from behind.  [default: measured]'),
         click.option('--pitch', type=FiniteFloat(-90, 90), default=None, help='Photos: degrees.  [default: measured]'),
         click.option('--roll', type=FiniteFloat(-180, 180), default=None, help='Photos: degrees.  [default: measured]'),
+        click.option('--angles', metavar='FILE', default=None, help='Photos: angles of single ones, CSV name,yaw,pitch,roll, or JSON.'),
         click.option('--weights', metavar='DIR', default=None, help='Photos: where the face networks are.  [default: the cache]'),
     ])
 

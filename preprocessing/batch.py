@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pickle
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 import PIL.Image
@@ -59,7 +60,8 @@ class Photos:
 
     def __init__(self, source):
         self._store, self._folder = None, Path()
-        if isinstance(source, (list, tuple)):
+        self._listed = isinstance(source, (list, tuple))
+        if self._listed:
             self.names = [str(path) for path in source]
         elif Path(source).is_file() and Path(source).suffix.lower() != '.zip':
             self._folder, self.names = Path(source).parent, [Path(source).name]
@@ -74,6 +76,10 @@ class Photos:
     def path_of(self, name):
         """Path of a photograph that is a file of its own."""
         return self._folder / name
+
+    def names_of(self, name):
+        """What a photograph may be called in other files: by its name here, and of listed ones by the last part of their path."""
+        return (name, Path(name).name) if self._listed else (name,)
 
     def read(self, name):
         """Photo of that name. Raises UserError naming it."""
@@ -153,6 +159,12 @@ def sibling(folder, word):
     return folder.with_name(f'{folder.name}_{word}')
 
 
+def by_name(table, *names):
+    """What a dict of names has of a photograph: by one of its names, or one without its extension; else None."""
+    keys = (key for name in names for key in (name, name_stem(name)))
+    return next((table[key] for key in keys if key in table), None)
+
+
 class GivenMasks:
     """Masks of photographs by name, out of a folder or zip; None: there are none. Raises UserError."""
 
@@ -160,9 +172,9 @@ class GivenMasks:
         self._store = None if path is None else ImageStore(path)
         self._by_stem = {} if path is None else {name_stem(name): name for name in self._store.names}
 
-    def find(self, name):
-        """Mask uint8 [H, W] of the photograph `name`, or None; the head is then cut out as if none were given."""
-        found = self._by_stem.get(name_stem(name))
+    def find(self, *names):
+        """Mask uint8 [H, W] of the photograph of these names, or None; the head is then cut out as if none were given."""
+        found = by_name(self._by_stem, *names)
         return None if found is None else decode_mask(self._store.read(found), self._store.locate(found))
 
 
@@ -185,53 +197,52 @@ class Batch:
     def run(self, photos, sets, say, progress=False):
         """(`lines`, `tiles`): a Line of every head and failure in `photos` (Photos), and each with its small picture, heads
         written to the CropSets; `say` is given every line as it comes. After an interrupt both hold what is done so far."""
-        options = dataclasses.replace(self.options, matting=find_matting(self.options.matting))
-        masks = GivenMasks(self.masks)
-        later, measured, views = [], {}, []
-
-        def keep(name, found):
+        for name, found in self.examined(photos, progress):
             for line, tile in self._results(name, found, sets):
                 self.lines.append(line)
                 self.tiles.append((line, tile))
                 say(line)
+        return self.lines, self.tiles
 
-        two_passes = self.same_person or self.in_order
+    def examined(self, photos, progress=False):
+        """(name, Found) of each photograph in `photos`. Those without a face wait until the end where others may tell their
+        yaw or their crop."""
+        options = dataclasses.replace(self.options, matting=find_matting(self.options.matting))
+        masks = GivenMasks(self.masks)
+        later, measured, views = [], {}, []
         for index, name in enumerate(tqdm(photos.names, desc='preparing', unit='photo', disable=not progress)):
             found = self._examine(photos, name, options, masks)
-            if two_passes and found.without_face:
+            if (self.same_person or self.in_order) and found.without_face:
                 later.append(name)
                 continue
             for head in found.heads:
                 if head.label_source == 'measured':
                     measured[index] = head.angles_deg[0]
                 if self.same_person:
-                    views.append(sequences.view_of(found.photo, head, options.matting, masks.find(name)))
-            keep(name, found)
+                    views.append(sequences.view_of(found.photo, head, options.matting, masks.find(*photos.names_of(name))))
+            yield name, found
         if not later:
-            return self.lines, self.tiles
-        if self.in_order and options.yaw is None:
-            for index, yaw in sequences.fill_yaws(measured, len(photos.names)).items():
-                if index not in measured:
-                    self.angles.setdefault(photos.names[index], (yaw, None, None))
+            return
+        between = sequences.fill_yaws(measured, len(photos.names)) if self.in_order and options.yaw is None else {}
+        between = {photos.names[index]: (yaw, None, None) for index, yaw in between.items() if index not in measured}
         options = sequences.of_person(options, views)
-        for name in later:
-            keep(name, self._examine(photos, name, options, masks))
-        return self.lines, self.tiles
+        for name in tqdm(later, desc='without a face', unit='photo', disable=not progress):
+            yield name, self._examine(photos, name, options, masks, between)
 
-    def _examine(self, photos, name, options, masks):
+    def _examine(self, photos, name, options, masks, between=MappingProxyType({})):
         try:
             photo = photos.read(name)
         except UserError as error:
-            return _Found((), (PhotoError(UNREADABLE, str(error)),), None)
+            return Found((), (PhotoError(UNREADABLE, str(error)),), None)
         try:
-            known = self.angles.get(name) or self.angles.get(name_stem(name))
+            known = by_name(self.angles, *photos.names_of(name)) or between.get(name)
             if known is not None:
                 options = dataclasses.replace(options, **{key: value for key, value in zip(('yaw', 'pitch', 'roll'), known)
                                                           if value is not None})
-            found = examine_photo(photo, options, self.tools, masks.find(name), self.landmarks.get(name))
-            return _Found(found.heads, found.failures, photo)
+            found = examine_photo(photo, options, self.tools, masks.find(*photos.names_of(name)), self.landmarks.get(name))
+            return Found(found.heads, found.failures, photo)
         except UserError as error:
-            return _Found((), (PhotoError(getattr(error, 'status', UNREADABLE), str(error)),), photo)
+            return Found((), (PhotoError(getattr(error, 'status', UNREADABLE), str(error)),), photo)
 
     def _results(self, name, found, sets):
         """(Line, small picture) of each head and failure of one photograph, heads written."""
@@ -255,7 +266,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class Found:
     """Heads and failures of one photograph, and the Photo where it could be read."""
     heads: tuple
     failures: tuple

@@ -12,6 +12,7 @@ import numpy as np
 
 from dnnlib import UserError
 from preprocessing import crops, outlines, poses, silhouette
+from training.dataset_store import name_stem
 
 WIDE = 1.6                    # how much more than the crop is segmented, so that no hair is cut off
 WIDE_SIZE = 448               # pixels
@@ -105,6 +106,14 @@ def read_angles(path):
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'--angles {path}: its labels are not of the form [name, [25 numbers]] ({error})') from error
     return {name: _angles(path, name, value if isinstance(value, list) else [value]) for name, value in data.items()}
+
+
+def angles_of(path, names):
+    """read_angles of the photographs `names`. Raises UserError also where the file names none of them."""
+    angles = read_angles(path)
+    if not any(key in angles for name in names for key in (name, Path(name).name, name_stem(name), Path(name).stem)):
+        raise UserError(f"--angles {path}: names none of the photographs, such as {names[0]}; it has {', '.join(list(angles)[:3]) or 'no names'}")
+    return angles
 
 
 def _angles(path, name, values):

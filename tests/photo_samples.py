@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from preprocessing import load_tools
+from preprocessing import crops, load_tools, prepare_photo
 
 FOLDER = Path(os.environ.get('SHARED_DATA') or Path(__file__).resolve().parents[2] / 'shared' / 'data')
 WEIGHTS = FOLDER / '3ddfa_v2'
@@ -37,3 +37,22 @@ def published_labels():
         labels = json.loads((FOLDER / name).read_text(encoding='utf-8'))['labels']
         found.update({file: np.array(label, dtype=np.float64) for file, label in labels})
     return found
+
+
+def front_and_back(folder):
+    """The new `folder`, with front.png, a head with a face, and back.png, with the outline of the front and no face: a plain
+    head as seen from the other side, cut out by its alpha channel."""
+    image = picture('photos/trump_hillary.jpg')[:, :780]
+    head, = prepare_photo(image, tools=tools())
+    matrix = crops.crop_map(head.quad)
+    yy, xx = np.mgrid[:image.shape[0], :image.shape[1]]
+    places = np.rint((np.stack([xx, yy], axis=-1) - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T).astype(int)
+    inside = ((places >= 0) & (places < crops.CROP_SIZE)).all(axis=-1)
+    whole = np.zeros(image.shape[:2], np.uint8)
+    whole[inside] = head.mask[places[inside][:, 1], places[inside][:, 0]]
+    mirrored = whole[:, ::-1]
+    back = np.where(mirrored[..., None] > 127, np.uint8([90, 60, 40]), np.uint8([30, 60, 160]))
+    folder.mkdir()
+    PIL.Image.fromarray(image).save(folder / 'front.png')
+    PIL.Image.fromarray(np.dstack([back, mirrored]).astype(np.uint8)).save(folder / 'back.png')
+    return folder

@@ -22,6 +22,7 @@ from inference.heads import load_head
 from inference.session import Session
 from inference.targets import load_target
 from inversion_cases import LABEL, network, write_files, write_vgg
+from photo_samples import WEIGHTS, front_and_back, needs_samples
 
 
 @pytest.fixture(scope='module')
@@ -36,6 +37,24 @@ def vgg(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Targets.
+
+@needs_samples
+def test_front_and_back_of_one_person_as_photographs(files, tmp_path):
+    """One command for a photograph with a face and one without: the back is cropped as the front tells, in whatever order."""
+    photos = front_and_back(tmp_path / 'in')
+    (tmp_path / 'angles.csv').write_text('back.png,162\n')
+    (tmp_path / 'masks').mkdir()
+    mask = Image.open(photos / 'back.png').getchannel('A')
+    mask.save(tmp_path / 'masks' / 'back.png')
+    Image.open(photos / 'back.png').convert('RGB').save(photos / 'back.png')
+    written = run(projector, f'{photos}/back.png {photos}/front.png --network {files}/small.pkl --outdir {tmp_path}/out --together '
+                             f'--num-steps 1 --num-steps-pti 0 --save-video false --orbit-frames 0 --weights {WEIGHTS} --angles {tmp_path}/angles.csv '
+                             f'--target_seg {tmp_path}/masks').output.splitlines()
+    assert 'back.png: ' in written[0] and 'yaw 162, pitch 0, roll 0 degrees (given), mask: given' in written[0]
+    assert 'front.png: ' in written[1] and '(measured)' in written[1] and 'and 1 view more' in written[2]
+    folder = tmp_path / 'out' / 'small' / 'back'
+    assert (folder / 'target.png').is_file() and (folder / 'target_1.png').is_file()
+
 
 def test_pictures_of_a_folder_in_name_order(files):
     for index, name in enumerate('abc'):
@@ -217,6 +236,8 @@ BAD_ARGUMENTS = [
     ('{files}/crops/a.png --route silhouette --yaw 200', '--yaw'),
     ('{files}/crops/a.png --weights {files}/absent', 'absent'),
     ('{files}/crops/a.png --route silhouette --yaw 180 --face first', '--face'),
+    ('{files}/crops/a.png --route silhouette --angles absent.csv', '--angles absent.csv'),
+    ('{files}/crops/a.png --route silhouette --angles {bad}/others.csv', 'names none of the photographs'),
 ]
 
 
@@ -231,6 +252,7 @@ def bad(tmp_path_factory):
         Image.new('RGB', (8, 8)).save(folder / name / 'x.png')
     (folder / 'wrong' / 'dataset.json').write_text(json.dumps({'labels': [['x.png', [0.0] * 25]]}))
     (folder / 'short.json').write_text(json.dumps([1, 2, 3]))
+    (folder / 'others.csv').write_text('name,yaw\nb.png,180\n')
     return folder
 
 

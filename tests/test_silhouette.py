@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dnnlib import UserError
-from photo_samples import FOLDER, needs_samples, picture, tools
+from photo_samples import FOLDER, front_and_back, needs_samples, tools
 from preprocessing import PhotoOptions, crops, outlines, poses, prepare_photo, sequences, silhouette
 from preprocessing.batch import Batch, CropSet, Photos
 from preprocessing.prepare import PhotoError
@@ -171,21 +171,7 @@ def test_prepared_without_a_face_and_without_weights():
 @needs_samples
 def test_one_person_front_and_back(tmp_path):
     """A front with a face and a mirrored outline as its back: the front tells how the back is cropped, so both match."""
-    image = picture('photos/trump_hillary.jpg')[:, :780]
-    head, = prepare_photo(image, tools=tools())
-    whole = np.zeros(image.shape[:2], np.uint8)
-    matrix = crops.crop_map(head.quad)
-    inverse = np.linalg.inv(matrix[:, :2])
-    yy, xx = np.mgrid[:image.shape[0], :image.shape[1]]
-    places = np.rint((np.stack([xx, yy], axis=-1) - matrix[:, 2]) @ inverse.T).astype(int)
-    inside = ((places >= 0) & (places < crops.CROP_SIZE)).all(axis=-1)
-    whole[inside] = head.mask[places[inside][:, 1], places[inside][:, 0]]
-    source = tmp_path / 'in'
-    source.mkdir()
-    PIL.Image.fromarray(image).save(source / 'front.png')
-    # No face: a plain head with the outline of the front, seen from behind.
-    back = np.where(whole[:, ::-1, None] > 127, np.uint8([90, 60, 40]), np.uint8([30, 60, 160]))
-    PIL.Image.fromarray(np.dstack([back, whole[:, ::-1]]).astype(np.uint8)).save(source / 'back.png')
+    source = front_and_back(tmp_path / 'in')
     job = Batch(tools(), PhotoOptions(), angles={'back.png': (162.0, None, None)}, same_person=True)
     lines, _ = job.run(Photos(source), [CropSet(tmp_path / 'img', tmp_path / 'seg')], str)
     sides = {line.source: line.quality['side'] for line in lines}

@@ -112,7 +112,8 @@ def angles_of(path, names):
     """read_angles of the photographs `names`. Raises UserError also where the file names none of them."""
     angles = read_angles(path)
     if not any(key in angles for name in names for key in (name, Path(name).name, name_stem(name), Path(name).stem)):
-        raise UserError(f"--angles {path}: names none of the photographs, such as {names[0]}; it has {', '.join(list(angles)[:3]) or 'no names'}")
+        has = ', '.join(list(angles)[:3]) or 'no names'
+        raise UserError(f'--angles {path}: names none of the photographs, such as {names[0]}; it has {has}')
     return angles
 
 

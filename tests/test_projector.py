@@ -48,8 +48,8 @@ def test_front_and_back_of_one_person_as_photographs(files, tmp_path):
     mask.save(tmp_path / 'masks' / 'back.png')
     Image.open(photos / 'back.png').convert('RGB').save(photos / 'back.png')
     written = run(projector, f'{photos}/back.png {photos}/front.png --network {files}/small.pkl --outdir {tmp_path}/out --together '
-                             f'--num-steps 1 --num-steps-pti 0 --save-video false --orbit-frames 0 --weights {WEIGHTS} --angles {tmp_path}/angles.csv '
-                             f'--target_seg {tmp_path}/masks').output.splitlines()
+                             f'--num-steps 1 --num-steps-pti 0 --save-video false --orbit-frames 0 --weights {WEIGHTS} '
+                             f'--angles {tmp_path}/angles.csv --target_seg {tmp_path}/masks').output.splitlines()
     assert 'back.png: ' in written[0] and 'yaw 162, pitch 0, roll 0 degrees (given), mask: given' in written[0]
     assert 'front.png: ' in written[1] and '(measured)' in written[1] and 'and 1 view more' in written[2]
     folder = tmp_path / 'out' / 'small' / 'back'

@@ -27,6 +27,7 @@ from training.dataset_store import META_NAME, ImageStore, name_stem
 ROTATED_NAME, LINES_NAME, REPORT_NAME = 'data_rotate.json', 'prepare.json', 'report.html'
 PASSED_OVER = ('.json', '.csv', '.txt', '.md', '.pkl', '.html', '.npz', '.zip', '.pt', '.pth', '.db', '.ini')
 JPEG_QUALITY = 95
+ALONE = 'no view with a face shows the whole head, so the mean relation decides'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +227,11 @@ class Batch:
         between = sequences.fill_yaws(measured, len(photos.names)) if self.in_order and options.yaw is None else {}
         between = {photos.names[index]: (yaw, None, None) for index, yaw in between.items() if index not in measured}
         options = sequences.of_person(options, views)
+        note = () if options.person is not None or not self.same_person else (ALONE,)
         for name in tqdm(later, desc='without a face', unit='photo', disable=not progress):
-            yield name, self._examine(photos, name, options, masks, between)
+            found = self._examine(photos, name, options, masks, between)
+            heads = tuple(dataclasses.replace(head, messages=head.messages + note) for head in found.heads)
+            yield name, dataclasses.replace(found, heads=heads)
 
     def _examine(self, photos, name, options, masks, between=MappingProxyType({})):
         try:

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import scipy.ndimage
 
 from dnnlib import UserError
 from preprocessing import crops, outlines, poses, silhouette
@@ -16,30 +18,47 @@ from training.dataset_store import name_stem
 
 WIDE = 1.6                    # how much more than the crop is segmented, so that no hair is cut off
 WIDE_SIZE = 448               # pixels
+CUT = 0.1                     # of the crop's side: so many pixels of the head at the picture's border, and it is cut off
 
 
 def view_of(photo, head, matting, mask=None):
     """(mask, label, quad) for outlines.fit_outlines of a PreparedHead with a face: a wider part of the picture, cut out by
-    `mask` uint8 [H, W] of the whole, else the photograph's own, else segmented. None where no head is cut out."""
+    `mask` uint8 [H, W] of the whole, else the photograph's own, else segmented. None where no head is cut out, or the picture
+    ends within the head's upper half."""
     centre, right, down = crops.axes_of_quad(head.quad)
     corner, span = centre - WIDE * (right + down), WIDE_SIZE - 1
     matrix = np.stack([2 * WIDE * right / span, 2 * WIDE * down / span, corner], axis=1)
-    inverse = np.linalg.inv(matrix[:, :2])
     mask = photo.alpha if mask is None else mask
     if mask is not None:
         mask = crops.warp(mask, matrix, WIDE_SIZE)
     elif matting.function is not None:
-        landmarks = None if head.landmarks is None else (head.landmarks - corner) @ inverse.T
-        mask = matting(crops.warp(photo.image, matrix, WIDE_SIZE, reflect=True), landmarks)
+        mask = _segmented(photo.image, matrix, head.landmarks, matting)
     else:
         return None
-    # What is mirrored beyond the picture's borders is no head.
-    mask = np.minimum(mask, crops.warp(np.full(photo.image.shape[:2], 255, dtype=np.uint8), matrix, WIDE_SIZE))
+    inside = crops.warp(np.full(photo.image.shape[:2], 255, dtype=np.uint8), matrix, WIDE_SIZE)
+    border = scipy.ndimage.binary_dilation(inside < 128, iterations=2)
+    if (border & (mask > 127))[:WIDE_SIZE // 2].sum() > CUT * WIDE_SIZE / WIDE:
+        return None
     try:
         silhouette.measure(mask)
     except ValueError:
         return None
-    return mask, head.label, (head.quad - corner) @ inverse.T
+    return mask, head.label, (head.quad - corner) @ np.linalg.inv(matrix[:, :2]).T
+
+
+def _segmented(image, matrix, landmarks, matting):
+    """Mask [WIDE_SIZE, WIDE_SIZE] of the part of a picture that `matrix` shows, segmented without what lies beyond its borders."""
+    corners = matrix @ np.array([[0, WIDE_SIZE - 1, 0, WIDE_SIZE - 1], [0, 0, WIDE_SIZE - 1, WIDE_SIZE - 1], [1, 1, 1, 1]])
+    limit = np.array(image.shape[1::-1])
+    low = np.clip(np.floor(corners.min(axis=1)), 0, limit - 1).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=1)) + 1, low + 1, limit).astype(int)
+    part = PIL.Image.fromarray(image[low[1]:high[1], low[0]:high[0]])
+    factor = min(WIDE_SIZE / max(part.size), 1.0)
+    part = part.resize([max(round(side * factor), 1) for side in part.size], PIL.Image.Resampling.BOX)
+    scale = np.array(part.size) / (high - low)
+    points = None if landmarks is None else (landmarks + 0.5 - low) * scale - 0.5
+    to_part = np.concatenate([matrix[:, :2] * scale[:, None], ((matrix[:, 2] + 0.5 - low) * scale - 0.5)[:, None]], axis=1)
+    return crops.warp(matting(np.asarray(part), points), to_part, WIDE_SIZE)
 
 
 def of_person(options, views):

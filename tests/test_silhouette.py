@@ -182,6 +182,21 @@ def test_one_person_front_and_back(tmp_path):
 
 
 @needs_samples
+def test_a_head_that_the_picture_cuts_off_tells_nothing(tmp_path):
+    """Its outline would be wrong at the crown: the other view says that it goes by the mean relation."""
+    source = front_and_back(tmp_path / 'in')
+    image = np.asarray(PIL.Image.open(source / 'front.png'))
+    job = Batch(tools(), PhotoOptions(), angles={'back.png': (162.0, None, None)}, same_person=True)
+    whole, _ = job.run(Photos(source), [], str)
+    PIL.Image.fromarray(image[90:]).save(source / 'front.png')
+    job = Batch(tools(), PhotoOptions(), angles={'back.png': (162.0, None, None)}, same_person=True)
+    cut, _ = job.run(Photos(source), [], str)
+    for lines, expected in ((whole, False), (cut, True)):
+        assert [line.source for line in lines] == ['front.png', 'back.png'] and lines[0].label_source == 'measured'
+        assert any('mean relation decides' in message for message in lines[1].messages) == expected
+
+
+@needs_samples
 def test_a_face_without_a_mask_tells_nothing(tmp_path):
     """--same_person with --matting none, where no outline is to be had: the front is cropped, the back gets its line."""
     (tmp_path / 'in').mkdir()

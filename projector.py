@@ -19,7 +19,7 @@ from inference.inversion_options import recipe_options
 from inference.perceptual import load_features
 from inference.targets import load_back, load_target, target_of_arrays
 from preprocessing import PhotoOptions, load_tools, sequences
-from preprocessing.batch import Batch, Photos
+from preprocessing.batch import Batch, Photos, free_name
 from torch_utils import misc
 from training.snapshot import load_network
 
@@ -32,20 +32,22 @@ def network_name(network):
 def photo_targets(opts, resolution):
     """(Targets, errors) of the heads in the photographs of the options, in their order; an error for each photograph that
     gave none."""
+    if opts['together'] and len(opts['photos']) > 1 and opts['yaw'] is not None:
+        raise UserError(f'--yaw {opts["yaw"]:g}: is for all photographs, which --together says differ; give --angles FILE instead')
     face = int(opts['face']) if opts['face'].isdecimal() else opts['face']
     how = PhotoOptions(face, **{name: opts[name] for name in ('route', 'yaw', 'pitch', 'roll')})
     photos = Photos(list(dict.fromkeys(opts['photos'])))
     angles = sequences.angles_of(opts['angles'], photos.names) if opts['angles'] else {}
     tools = None if how.route == 'silhouette' else load_tools(opts['weights'])
     found = dict(Batch(tools, how, angles, masks=opts['target_seg'], same_person=opts['together']).examined(photos))
-    targets, errors = [], []
+    targets, errors, taken = [], [], set()
     for path in photos.names:
         heads = found[path].heads
         for failure in found[path].failures if heads else ():
             click.echo(failure)
         errors += [] if heads else found[path].failures[:1]
         for head in heads:
-            name = Path(path).stem if len(heads) == 1 else f'{Path(path).stem}_{head.face}'
+            name = free_name(Path(path).stem if len(heads) == 1 else f'{Path(path).stem}_{head.face}', taken)
             yaw, pitch, roll = map(round, head.angles_deg)
             click.echo(f'{path}: {head.status}, yaw {yaw}, pitch {pitch}, roll {roll} degrees ({head.label_source}), '
                        f'mask: {head.mask_source}; {"; ".join(head.messages)}'.rstrip('; '))
@@ -72,6 +74,7 @@ def read_pictures(opts, resolution, options):
     """(heads, errors): lists of Targets, one list a head, and a UserError for each picture that gave none."""
     if bool(opts['photos']) == (opts['target_img'] is not None):
         raise UserError('give photographs, or --target_img with cropped pictures, one of the two')
+    inversion_cli.check_kind(bool(opts['photos']))
     targets, errors = photo_targets(opts, resolution) if opts['photos'] else cropped_targets(opts, resolution, options)
     heads = [targets] if opts['together'] and targets else [[target] for target in targets]
     if opts['target_img_back'] is not None:

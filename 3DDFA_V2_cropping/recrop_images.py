@@ -67,6 +67,8 @@ def main(source, quads, output_json, prefix, out_dir, mode, config, size, indivi
     for flag, given in (('--size', size is not None), ('--individual', individual), ('--onnx', onnx)):
         if given:
             click.echo(f'{flag}: taken for the sake of published commands, changes nothing')
+    if Path(output_json).name != output_json:
+        raise UserError(f'--output_json {output_json}: a name within --out_dir, without folders')
     options = PhotoOptions(**{field.name: opts[field.name] for field in dataclasses.fields(PhotoOptions) if field.name in opts})
     tools = None if options.route == 'silhouette' else load_tools(weights, resolve_device(DEVICES[mode]), architecture(config))
     landmarks = read_landmarks(source, prefix) if str(source).endswith('.pkl') else {}

@@ -1,6 +1,6 @@
 """How well heads without a face are cropped by their silhouette: python benchmarks/silhouettes.py [--heads 16] [--size 192].
 
-Synthetic heads, 50 cameras all round each, exact masks, yaw given; crops lie anywhere at any size in the picture. Errors of
+Synthetic heads, 50 level cameras all round each, exact masks, yaw given; crops lie anywhere at any size in the picture. Errors of
 scale and centre are shares of the crop's side. "Known" are views of the same head whose crop is given beforehand
 (outlines.fit_outlines); with none, the relation of crop and silhouette is that of the other heads. The last row is the
 least error of scale that any measure of a silhouette alone can have: heads are drawn at different sizes, the crop keeps its

@@ -4,6 +4,7 @@ import re
 
 import click
 
+from dnnlib import UserError
 from dnnlib.cli import FiniteFloat
 from inference.cli import stack
 from inference.inversion_options import RECIPES
@@ -61,6 +62,22 @@ def photo_options():
         click.option('--angles', metavar='FILE', default=None, help='Photos: angles of single ones, CSV name,yaw,pitch,roll, or JSON.'),
         click.option('--weights', metavar='DIR', default=None, help='Photos: where the face networks are.  [default: the cache]'),
     ])
+
+
+OF_PHOTOS = ('face', 'route', 'yaw', 'pitch', 'roll', 'angles', 'weights')
+OF_CROPPED = ('label_file', 'idx')
+
+
+def check_kind(photos):
+    """Raise UserError if an option was given that only the other kind of pictures has: `photos`, or cropped ones."""
+    context = click.get_current_context()
+    others = OF_CROPPED if photos else OF_PHOTOS
+    for parameter in context.command.params:
+        # A back's number is among cropped pictures, whatever the front is.
+        counts = parameter.name in others and not (parameter.name == 'idx' and context.params['target_img_back'])
+        if counts and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE:
+            kind = 'cropped pictures (--target_img)' if photos else 'photographs'
+            raise UserError(f'{parameter.opts[0]}: goes with {kind} only; leave it out')
 
 
 def recipe_options():

@@ -10,6 +10,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from inference import images, inversion_files, shapes, trajectories
+from inference.heads import load_head
 from inference.inversion import invert
 from inference.inversion_run import Journal
 from inference.session import Session
@@ -86,6 +87,7 @@ def invert_to_folder(network, device, targets, features, options, folder, output
         state.unlink(missing_ok=True)
     elif earlier is not None and earlier.get('digest') == digest and not state.exists():
         outputs.echo(f'{folder}: was done before with these settings; --restart does it again')
+        _show_missing(generator, folder, outputs)
         return earlier
     journal = Journal(state, digest)
     if journal.resumed:
@@ -98,18 +100,29 @@ def invert_to_folder(network, device, targets, features, options, folder, output
         'targets': [Path(target.source).name for target in result.targets], 'settings': settings})
     if film is not None:
         film.finish(folder / 'proj.mp4', outputs.fps)
-    _show(generator, result, folder, outputs)
+    _show(generator, result.ws, result.rendering, folder, outputs)
     journal.remove()
     return inversion_files.finished_record(folder)
 
 
-def _show(generator, result, folder, outputs):
-    """The head all the way round, and its shape."""
+def _show_missing(generator, folder, outputs):
+    """What an earlier run did not leave of its head, and this one is asked for."""
+    formats = () if outputs.shape is None else outputs.shape.formats
+    shape = None if all((folder / f'geometry.{suffix}').exists() for suffix in formats) else outputs.shape
+    outputs = dataclasses.replace(outputs, shape=shape, orbit_frames=0 if (folder / 'orbit.mp4').exists() else outputs.orbit_frames)
+    if outputs.orbit_frames or shape is not None:
+        head = load_head(folder / inversion_files.HEAD_FILE)
+        rendering = head.use_on(generator)
+        _show(generator, head.ws.to(next(generator.parameters()).device), rendering, folder, outputs)
+
+
+def _show(generator, ws, rendering, folder, outputs):
+    """The head `ws` [1, num_ws, w_dim] all the way round, and its shape."""
     if not outputs.orbit_frames and outputs.shape is None:
         return
-    session = Session(generator, result.ws.device)
-    session.options = result.rendering
-    identity = session.identity(result.ws)
+    session = Session(generator, ws.device)
+    session.options = rendering
+    identity = session.identity(ws)
     if outputs.orbit_frames:
         labels = trajectories.orbit('Head', outputs.orbit_frames, session.camera())
         with video_writer(folder / 'orbit.mp4') as write:

@@ -8,8 +8,8 @@ sibling folder, and with `size` both again at that size, ready for a network.
 import dataclasses
 import json
 import pickle
+import re
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 
 import numpy as np
 import PIL.Image
@@ -21,7 +21,7 @@ from dnnlib.util import written_whole
 from preprocessing import report, sequences
 from preprocessing.masks import find_matting
 from preprocessing.photos import decode_mask, decode_photo, read_photo
-from preprocessing.prepare import NO_FACE, UNREADABLE, PhotoError, PhotoOptions, examine_photo
+from preprocessing.prepare import UNREADABLE, PhotoError, PhotoOptions, examine_photo
 from training.dataset_store import META_NAME, ImageStore, name_stem
 
 ROTATED_NAME, LINES_NAME, REPORT_NAME = 'data_rotate.json', 'prepare.json', 'report.html'
@@ -44,7 +44,8 @@ class Line:
     mask_source: str | None = None
 
     def __str__(self):
-        angles = '' if self.angles is None else 'yaw {:.1f}, pitch {:.1f}, roll {:.1f}'.format(*self.angles)
+        # Adding 0 leaves no -0.0.
+        angles = '' if self.angles is None else 'yaw {}, pitch {}, roll {}'.format(*(round(angle, 1) + 0.0 for angle in self.angles))
         parts = [f'-> {self.name}' if self.name else '', angles, '; '.join(self.messages)]
         return f'{self.source}: {self.status}' + ''.join(f', {part}' for part in parts if part)
 
@@ -70,7 +71,7 @@ class Photos:
             self._folder, self.names = Path(source), _files(Path(source))
         else:
             self._store = ImageStore(source)
-            self.names = self._store.names
+            self.names = sorted(self._store.names, key=_in_sequence)
         if not self.names:
             raise UserError(f'{source}: holds no pictures; check the path')
 
@@ -102,8 +103,14 @@ def _files(folder):
         found = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file() or path.is_symlink() and not path.is_dir()]
     except OSError as error:
         raise UserError(f'{folder}: cannot be listed ({error.strerror}); check its permissions') from error
-    return sorted(path.as_posix() for path in found
-                  if not any(part.startswith(('.', '__MACOSX')) for part in path.parts) and path.suffix.lower() not in PASSED_OVER)
+    names = [path.as_posix() for path in found
+             if not any(part.startswith(('.', '__MACOSX')) for part in path.parts) and path.suffix.lower() not in PASSED_OVER]
+    return sorted(names, key=_in_sequence)
+
+
+def _in_sequence(name):
+    """Sorting key of names in which numbers count as numbers: 2.png comes before 10.png."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)]
 
 
 class CropSet:
@@ -132,9 +139,17 @@ class CropSet:
         return name
 
     def close(self, json_name=META_NAME):
-        """Write the labels, as published: text of six decimals."""
+        """Write the labels, as published: text of six decimals. Those of an earlier run whose pictures are still there stay."""
         for name, labels in ((json_name, self.labels), (ROTATED_NAME, self.rotated)):
-            write_json(self.folder / name, {'labels': labels})
+            write_json(self.folder / name, {'labels': self._earlier(name) + labels})
+
+    def _earlier(self, name):
+        """Labels in the folder's file `name` that are not this run's."""
+        try:
+            labels = json.loads((self.folder / name).read_text(encoding='utf-8'))['labels']
+            return [[image, label] for image, label in labels if image not in self.quads and (self.folder / image).is_file()]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
 
 def _save_image(path, array):
@@ -166,11 +181,24 @@ def by_name(table, *names):
     return next((table[key] for key in keys if key in table), None)
 
 
+def free_name(stem, taken):
+    """`stem`, or with a number where a.png and a.jpg would both become a.jpg; added to the set `taken`."""
+    number, free = 1, stem
+    while free.lower() in taken:
+        number += 1
+        free = f'{stem}-{number}'
+    taken.add(free.lower())
+    return free
+
+
 class GivenMasks:
     """Masks of photographs by name, out of a folder or zip; None: there are none. Raises UserError."""
 
     def __init__(self, path):
-        self._store = None if path is None else ImageStore(path)
+        try:
+            self._store = None if path is None else ImageStore(path)
+        except UserError as error:
+            raise UserError(f'masks of the photographs: {error}') from error
         self._by_stem = {} if path is None else {name_stem(name): name for name in self._store.names}
 
     def find(self, *names):
@@ -207,86 +235,83 @@ class Batch:
 
     def examined(self, photos, progress=False):
         """(name, Found) of each photograph in `photos`. Those without a face wait until the end where others may tell their
-        yaw or their crop."""
+        yaw or their crop. Raises UserError where the options contradict each other."""
+        if self.same_person and self.options.face == 'all':
+            raise UserError('--face all: several people, but all photographs are to show one (--same_person, --together); '
+                            'give largest or a number')
         options = dataclasses.replace(self.options, matting=find_matting(self.options.matting))
         masks = GivenMasks(self.masks)
-        later, measured, views = [], {}, []
+        later, known, views = [], {}, []
         for index, name in enumerate(tqdm(photos.names, desc='preparing', unit='photo', disable=not progress)):
             found = self._examine(photos, name, options, masks)
-            if (self.same_person or self.in_order) and found.without_face:
+            if (self.same_person or self.in_order) and not found.has_face and found.photo is not None:
                 later.append(name)
+                given = (by_name(self.angles, *photos.names_of(name)) or (None,))[0]
+                known.update({} if given is None else {index: given})
                 continue
             for head in found.heads:
-                if head.label_source == 'measured':
-                    measured[index] = head.angles_deg[0]
+                known[index] = head.angles_deg[0]
                 if self.same_person:
                     views.append(sequences.view_of(found.photo, head, options.matting, masks.find(*photos.names_of(name))))
             yield name, found
         if not later:
             return
-        between = sequences.fill_yaws(measured, len(photos.names)) if self.in_order and options.yaw is None else {}
-        between = {photos.names[index]: (yaw, None, None) for index, yaw in between.items() if index not in measured}
+        between = sequences.fill_yaws(known, len(photos.names)) if self.in_order and options.yaw is None else {}
+        between = {photos.names[index]: yaw for index, yaw in between.items() if index not in known}
         options = sequences.of_person(options, views)
         note = () if options.person is not None or not self.same_person else (ALONE,)
         for name in tqdm(later, desc='without a face', unit='photo', disable=not progress):
-            found = self._examine(photos, name, options, masks, between)
-            heads = tuple(dataclasses.replace(head, messages=head.messages + note) for head in found.heads)
+            found = self._examine(photos, name, options, masks, between.get(name))
+            said = {'label_source': 'interpolated'} if name in between else {}
+            heads = tuple(dataclasses.replace(head, messages=head.messages + note, **said) for head in found.heads)
             yield name, dataclasses.replace(found, heads=heads)
 
-    def _examine(self, photos, name, options, masks, between=MappingProxyType({})):
+    def _examine(self, photos, name, options, masks, yaw=None):
+        """Found of one photograph; `yaw`: of the sequence, where no other is given."""
         try:
             photo = photos.read(name)
         except UserError as error:
             return Found((), (PhotoError(UNREADABLE, str(error)),), None)
         try:
-            known = by_name(self.angles, *photos.names_of(name)) or between.get(name)
-            if known is not None:
-                options = dataclasses.replace(options, **{key: value for key, value in zip(('yaw', 'pitch', 'roll'), known)
-                                                          if value is not None})
+            known = dict(zip(('yaw', 'pitch', 'roll'), by_name(self.angles, *photos.names_of(name)) or ()))
+            options = dataclasses.replace(options, **{key: value for key, value in known.items() if value is not None})
+            if yaw is not None:
+                options = dataclasses.replace(options, yaw=yaw)
             found = examine_photo(photo, options, self.tools, masks.find(*photos.names_of(name)), self.landmarks.get(name))
-            return Found(found.heads, found.failures, photo)
+            return Found(found.heads, found.failures, photo, found.has_face)
         except UserError as error:
-            return Found((), (PhotoError(getattr(error, 'status', UNREADABLE), str(error)),), photo)
+            return Found((), (PhotoError(getattr(error, 'status', UNREADABLE), str(error)),), photo, True)
 
     def _results(self, name, found, sets):
         """(Line, small picture) of each head and failure of one photograph, heads written."""
         for head in found.heads:
             stem = output_stem(name) + (f'_{head.face}' if len(found.heads) > 1 else '')
-            stem = self._free(stem)
+            stem = free_name(stem, self._taken)
             written = [crop_set.add(head, stem) for crop_set in sets]
             yield line_of_head(name, head, written[0] if written else None), report.tile_of_head(head)
         for failure in found.failures:
             tile = None if found.photo is None else report.tile_of_photo(found.photo.image)
             yield Line(name, failure.status, messages=(str(failure),)), tile
 
-    def _free(self, stem):
-        """`stem`, or with a number where a.png and a.jpg would both become a.jpg."""
-        number, free = 1, stem
-        while free.lower() in self._taken:
-            number += 1
-            free = f'{stem}-{number}'
-        self._taken.add(free.lower())
-        return free
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Heads and failures of one photograph, and the Photo where it could be read."""
+    """Heads and failures of one photograph, the Photo where it could be read, and whether they are of a face."""
     heads: tuple
     failures: tuple
     photo: object
-
-    @property
-    def without_face(self):
-        """Whether there is none, so that other views can tell its yaw or its crop."""
-        if self.heads:
-            return all(head.landmarks is None for head in self.heads)
-        return self.photo is not None and all(failure.status == NO_FACE for failure in self.failures)
+    has_face: bool = True
 
 
 def write_lines(folder, lines):
-    """prepare.json: every line of a run."""
-    write_json(Path(folder) / LINES_NAME, {'photos': [dataclasses.asdict(line) for line in lines]})
+    """prepare.json: every line of a run, after those of earlier runs for other photographs."""
+    path, done = Path(folder) / LINES_NAME, {line.source for line in lines}
+    try:
+        earlier = [line for line in json.loads(path.read_text(encoding='utf-8'))['photos'] if line['source'] not in done]
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = []
+    write_json(path, {'photos': earlier + [dataclasses.asdict(line) for line in lines]})
 
 
 def summary(lines):

@@ -18,6 +18,7 @@ ROWS = len(LEFT)
 FRACTIONS = np.linspace(0, 1, ROWS) ** 1.5       # of the way from the crown to LOWEST: denser where the outline is flat
 LOWEST = 0.8                  # half sides of the mean head's crop below its centre: the neck, short of the shoulders
 STEP = 0.02                   # half sides between the rows in which outlines are compared
+MAX_PITCH_DEG = 35.0
 CAP = 0.3                    # half sides by which a row can count at most, so that shoulders or a hand do not decide
 
 # Of the person's difference from the mean head, in its own variance: how it keeps with the camera's direction, what it has
@@ -25,7 +26,7 @@ CAP = 0.3                    # half sides by which a row can count at most, so t
 LENGTH, COMMON, NOISE, MIRRORED = 0.9, 0.15, 0.15, 0.19
 FARTHEST = 0.5                # from the first guess, as the logarithm of a factor and in half sides; beyond, nothing is seen
 UNSURE = 0.06                 # mismatch from which other sizes are tried as well
-UNLIKE = 0.1                  # mismatch from which a user should look
+UNLIKE = 0.07                 # mismatch from which a user should look
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,9 @@ def trace(mask):
 
 def mean_outline(yaw, pitch):
     """Outline of the mean synthetic head [2 ROWS + 1] from a camera at `yaw`, `pitch` in radians: how far it reaches to the left
-    and to the right of the crop's centre in rows from the crown down, and the crown's row, in half sides of the crop."""
+    and to the right of the crop's centre in rows from the crown down, and the crown's row, in half sides of the crop. Beyond
+    MAX_PITCH_DEG as there: the table was made up to 20 degrees."""
+    pitch = np.clip(pitch, -np.deg2rad(MAX_PITCH_DEG), np.deg2rad(MAX_PITCH_DEG))
     there, mirrored = terms_of(yaw, pitch), terms_of(-yaw, pitch)
     return np.concatenate([LEFT @ there, LEFT @ mirrored, [CROWN @ there]])
 
@@ -105,7 +108,6 @@ def place(outline, vector, centre, half):
     rows = np.arange(crown, LOWEST, STEP)
     at = crown + (LOWEST - crown) * FRACTIONS
     reach = [np.interp(rows, at, side) for side in (vector[:ROWS], vector[ROWS:2 * ROWS])]
-    above = np.arange(crown - STEP, crown - 0.5, -STEP)
 
     def mismatch(move):
         if np.abs(move).max() > FARTHEST:
@@ -120,12 +122,7 @@ def place(outline, vector, centre, half):
         both = np.where(found, np.abs(a - c) + np.abs(b - d), d - c)
         sizes = np.where(found, b - a, 0) + d - c
         seen = (at_rows <= outline.rows[-1]) & (at_rows >= -0.5)
-        # What reaches above the predicted crown.
-        over = y + above * scale
-        a, b = (np.interp(over, outline.rows, side) for side in (outline.left, outline.right))
-        extra = np.where((over >= outline.crown) & (over <= outline.rows[-1]), b - a, 0)
-        wrong = np.concatenate([both[seen], extra])
-        return np.minimum(wrong, 2 * CAP * scale).sum() / max(sizes[seen].sum() + extra.sum(), 1e-9)
+        return np.minimum(both, 2 * CAP * scale)[seen].sum() / max(sizes[seen].sum(), 1e-9)
 
     best = None
     for start in (0.0, -0.16, 0.16):
@@ -156,7 +153,8 @@ def fit_outlines(views):
     directions, rows, noises = [], [], []
     for outline, angles, centre, half in seen:
         half_mean = half * np.exp(-size)
-        difference = _filled(vector_of(outline, centre - [0, down * half_mean], half_mean) - mean_outline(*angles))
+        difference = vector_of(outline, centre - [0, down * half_mean], half_mean) - mean_outline(*angles)
+        difference = np.nan_to_num(difference)     # below the picture's end: as the mean head
         direction = _direction(*angles)
         directions += [direction, -direction]
         rows += [difference, _mirrored(difference)]
@@ -195,10 +193,3 @@ def _covariance(a, b):
 
 def _mirrored(vector):
     return np.concatenate([vector[ROWS:2 * ROWS], vector[:ROWS], vector[-1:]])
-
-
-def _filled(difference):
-    """A difference whose rows below the picture's end, NaN, are as the last one seen."""
-    left, right = difference[:ROWS], difference[ROWS:2 * ROWS]
-    seen = np.maximum.accumulate(np.where(np.isnan(left), 0, np.arange(ROWS)))
-    return np.concatenate([left[seen], right[seen], difference[-1:]])

@@ -35,7 +35,7 @@ def _checked_size(data, where):
         try:
             image = PIL.Image.open(io.BytesIO(data))
         except PIL.Image.DecompressionBombError as error:
-            raise UserError(f'{where}: too large ({error}); make it smaller than {MAX_MEGAPIXELS} megapixels') from error
+            raise UserError(f'{where}: too large; make it smaller than {MAX_MEGAPIXELS} megapixels') from error
         except PIL.UnidentifiedImageError as error:
             raise UserError(f'{where}: not an image that can be read; save it as JPEG or PNG') from error
         except (OSError, ValueError, SyntaxError) as error:

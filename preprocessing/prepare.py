@@ -7,6 +7,7 @@ With a face: detector, landmarks, first quad, pose in a working crop, corrected 
 import dataclasses
 
 import numpy as np
+import PIL.Image
 
 from dnnlib import UserError
 from preprocessing import crops, outlines, poses, silhouette
@@ -21,8 +22,10 @@ OK, LOW_CONFIDENCE, NO_FACE, TOO_SMALL, OUT_OF_RANGE, UNREADABLE = STATUSES = (
     'ok', 'low confidence', 'no face', 'too small', 'out of range', 'unreadable')
 GOOD_SCORE = 0.9              # of the detector; faces behind hands, helmets or blur stay below
 GOOD_DEVIATION = 1.0          # root mean square of the shape coefficients; faces stay below 0.6
-MAX_TURN_DEG = 25             # between the two passes
+MAX_TURN_DEG = 12             # between the two passes; upright faces stay below 8, heads upside down do not
 MAX_OUTSIDE = 0.25            # share of the crop that lies outside of the picture
+MASK_SHARE = (0.05, 0.98)     # of the crop that is head, between these
+MEASURED_SIZE = 1024          # pixels of the longer side in which silhouettes are measured
 
 
 class PhotoError(UserError):
@@ -76,7 +79,7 @@ class PreparedHead:
     `label` float64 [25]: its camera, for every size it is resized to; `status`: 'ok' or 'low confidence' (with
     `keep_rejected` also 'out of range', 'too small'); `messages`: what a user should know; `source`: the file; `face`: its number
     from the left, None without one, of `num_faces`; `quad` float64 [4, 2]: where it lies in the picture; `box`: the face's
-    x1, y1, x2, y2 there; `label_source`: 'measured', 'given', 'estimated'; `mask_source`; `quality`: numbers by name.
+    x1, y1, x2, y2 there; `label_source`: 'measured', 'given', 'estimated', 'interpolated'; `mask_source`; `quality`: numbers by name.
     """
     image: np.ndarray
     mask: np.ndarray | None
@@ -111,10 +114,11 @@ class PreparedHead:
 @dataclasses.dataclass(frozen=True)
 class Examination:
     """What became of one photograph: prepared `heads`, and `failures`: a PhotoError for each face, or for the picture, that
-    gave none; `photo` as it was read."""
+    gave none; `photo` as it was read; `has_face`: whether heads and failures are of faces, or the silhouette's."""
     heads: tuple
     failures: tuple
     photo: Photo
+    has_face: bool = False
 
 
 def prepare_photo(path, options=None, tools=None, weights=None, mask=None, **settings):
@@ -144,6 +148,7 @@ def examine_photo(path, options, tools=None, mask=None, landmarks=None):
         return Examination((), (PhotoError(TOO_SMALL, f'{photo.name}: is {width}x{height} pixels'),), photo)
     faces = [] if options.route == 'silhouette' or landmarks is not None else find_faces(photo.image, tools)
     heads, failures = [], []
+    has_face = landmarks is not None or bool(faces)
     if landmarks is not None:
         try:
             heads.append(_head_of_landmarks(photo, np.asarray(landmarks, dtype=np.float64), options, tools, mask, mask_source))
@@ -159,12 +164,15 @@ def examine_photo(path, options, tools=None, mask=None, landmarks=None):
                 failures.append(error)
     elif options.route == 'face':
         failures.append(PhotoError(NO_FACE, f'{photo.name}: no face found; for a back or profile give --yaw'))
-    else:
+    # A profile in which a face was seen, but not well: its angles are given, so its silhouette is enough.
+    unfit = has_face and not heads and options.yaw is not None and all(f.status in (OUT_OF_RANGE, NO_FACE) for f in failures)
+    if options.route != 'face' and (not has_face or unfit):
         try:
             heads.append(_head_of_silhouette(photo, options, mask, mask_source))
+            failures = []
         except PhotoError as error:
             failures.append(error)
-    return Examination(tuple(heads), tuple(failures), photo)
+    return Examination(tuple(heads), tuple(failures), photo, has_face and not unfit)
 
 
 def _as_photo(path):
@@ -289,12 +297,12 @@ def finish_face(photo, where, quad, measured, options, notes, mask, mask_source,
         _, first_rotation, _ = decompose_projection(found['first'].projection)
         turned = (poses.angles_of_label(poses.label_of_rotation(first_rotation))[0] - yaw)
         quality['turn'] = abs(turned)
-    doubts = _doubts(quality, found['landmarks'], photo.image.shape)
+    image = crops.final_crop(photo.image, final)
+    mask, mask_source = _crop_mask(image, mask, mask_source, final, options, landmarks=_in_crop(found['landmarks'], final))
+    doubts = _doubts(quality, found['landmarks'], photo.image.shape, mask)
     if doubts and status == OK:
         status = LOW_CONFIDENCE
     label, label_source = _label(label, options)
-    image = crops.final_crop(photo.image, final)
-    mask, mask_source = _crop_mask(image, mask, mask_source, final, options, landmarks=_in_crop(found['landmarks'], final))
     return PreparedHead(image, mask, label, status, notes + doubts, photo.name, found['face'], found['num_faces'], final,
                         found['box'], found['landmarks'], label_source, mask_source, quality)
 
@@ -324,9 +332,21 @@ def _out_of_range(scale, tx, ty, yaw, pitch, roll):
     return None
 
 
-def _doubts(quality, landmarks, shape):
+def _measured_size(mask):
+    """(mask uint8 no larger than MEASURED_SIZE, pixels of the picture [2] that one of its pixels stands for)."""
+    height, width = mask.shape
+    factor = MEASURED_SIZE / max(height, width)
+    if factor >= 1:
+        return mask, np.ones(2)
+    size = max(round(width * factor), 1), max(round(height * factor), 1)
+    return np.asarray(PIL.Image.fromarray(mask).resize(size, PIL.Image.Resampling.BOX)), np.array([width, height]) / size
+
+
+def _doubts(quality, landmarks, shape, mask):
     """Reasons to look at a head before it is used."""
     doubts = []
+    if mask is not None and not MASK_SHARE[0] <= np.mean(mask > 127) <= MASK_SHARE[1]:
+        doubts.append(f'the mask covers {np.mean(mask > 127):.0%} of the crop: is it that of the head?')
     if quality['score'] < GOOD_SCORE:
         doubts.append(f'the detector is only {quality["score"]:.2f} sure')
     if quality['deviation'] > GOOD_DEVIATION:
@@ -374,7 +394,9 @@ def _head_of_silhouette(photo, options, mask, mask_source):
     if options.yaw is None:
         angles, label_source = options.estimator(photo.image, mask), 'estimated'
     try:
-        quad, measures, mismatch = outlines.quad_of_outline(mask, options.person, *angles, relation=options.relation)
+        small, scale = _measured_size(mask)
+        quad, measures, mismatch = outlines.quad_of_outline(small, options.person, *angles, relation=options.relation)
+        quad = (quad + 0.5) * scale - 0.5
     except ValueError as error:
         raise PhotoError(NO_FACE, f'{photo.name}: {error}') from error
     notes, status, side = photo.messages + ('cropped by its silhouette',), OK, crops.quad_side(quad)
@@ -382,15 +404,19 @@ def _head_of_silhouette(photo, options, mask, mask_source):
         status, notes = _rejected(TOO_SMALL, f'{photo.name}: the crop is {side:.0f} pixels of the picture wide, '
                                              f'wanted {crops.MIN_QUAD_SIDE}', options, notes)
     quality = {'side': side, 'outside': crops.share_outside(quad, photo.image.shape)}
-    doubts = _doubts({'score': 1.0, 'deviation': 0.0, **quality}, None, photo.image.shape)
+    crop_mask = crops.crop_mask(mask, quad)
+    doubts = _doubts({'score': 1.0, 'deviation': 0.0, **quality}, None, photo.image.shape, crop_mask)
     if measures.cut:
         doubts += ('the silhouette runs out of the picture',)
+    if abs(angles[1]) > outlines.MAX_PITCH_DEG:
+        doubts += (f'seen from {abs(angles[1]):.0f} degrees {"above" if angles[1] > 0 else "below"}: silhouettes tell little from '
+                   f'more than {outlines.MAX_PITCH_DEG:.0f}',)
     if mismatch > outlines.UNLIKE:
         doubts += (f"{mismatch:.0%} of its outline is unlike the person's other views: look at it",)
     if mask_source == 'built-in':
         doubts += ('without a face the built-in mask is a guess: look at it',)
     status = LOW_CONFIDENCE if doubts and status == OK else status
     # The crop is turned upright, so that its label has no roll.
-    return PreparedHead(crops.final_crop(photo.image, quad), crops.crop_mask(mask, quad),
+    return PreparedHead(crops.final_crop(photo.image, quad), crop_mask,
                         poses.label_of_camera(angles[0], angles[1]), status, notes + doubts, photo.name, None, 0, quad, None,
                         None, label_source, mask_source, quality)

@@ -13,6 +13,7 @@ import scipy.sparse
 import skimage.color
 import skimage.draw
 
+FINE = 1536               # pixels of the longer side in which the edge is found, at most
 COARSE = 128              # pixels of the longer side in which the cut is made
 ROUNDS = 4                # of fitting colours and cutting
 COMPONENTS = 6            # of a colour mixture
@@ -52,8 +53,13 @@ def segment_head(image, landmarks=None):
     points = None if landmarks is None else np.asarray(landmarks) * [size[0] / width, size[1] / height]
     seed = seeds(small.shape[:2], points)
     coarse = tidy(cut(small, seed), seed.head)
-    soft = np.asarray(PIL.Image.fromarray(coarse.astype(np.float32)).resize((width, height), PIL.Image.Resampling.BICUBIC))
-    return (guided_filter(image, soft) * 255).round().astype(np.uint8)
+    # The filter takes 100 bytes a pixel and more: pictures larger than any crop get their edge at that size.
+    factor = max(factor * COARSE / FINE, 1.0)
+    size = max(round(width / factor), 2), max(round(height / factor), 2)
+    picture = image if factor == 1 else np.asarray(PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.BOX))
+    soft = np.asarray(PIL.Image.fromarray(coarse.astype(np.float32)).resize(picture.shape[1::-1], PIL.Image.Resampling.BICUBIC))
+    mask = (guided_filter(picture, soft) * 255).round().astype(np.uint8)
+    return mask if factor == 1 else np.asarray(PIL.Image.fromarray(mask).resize((width, height), PIL.Image.Resampling.BILINEAR))
 
 
 def seeds(shape, points=None):

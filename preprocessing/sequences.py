@@ -18,6 +18,8 @@ from training.dataset_store import name_stem
 
 WIDE = 1.6                    # how much more than the crop is segmented, so that no hair is cut off
 WIDE_SIZE = 448               # pixels
+NEIGHBOURS = 3                # photographs from one known yaw to the next, at most, for the pace between them
+MIN_PACE_DEG = 1.0
 CUT = 0.1                     # of the crop's side: so many pixels of the head at the picture's border, and it is cut off
 
 
@@ -40,7 +42,8 @@ def view_of(photo, head, matting, mask=None):
     if (border & (mask > 127))[:WIDE_SIZE // 2].sum() > CUT * WIDE_SIZE / WIDE:
         return None
     try:
-        silhouette.measure(mask)
+        if silhouette.measure(mask).cut:
+            return None
     except ValueError:
         return None
     return mask, head.label, (head.quad - corner) @ np.linalg.inv(matrix[:, :2]).T
@@ -66,27 +69,32 @@ def of_person(options, views):
     views = [view for view in views if view is not None]
     if not views:
         return options
-    relation = silhouette.fit_relation(views, options.relation)
-    return dataclasses.replace(options, relation=relation, person=outlines.fit_outlines(views))
+    try:
+        relation = silhouette.fit_relation(views, options.relation)
+        return dataclasses.replace(options, relation=relation, person=outlines.fit_outlines(views))
+    except ValueError:       # turned upright, too little is left of one
+        return options
 
 
-def fill_yaws(measured, count):
+def fill_yaws(known, count):
     """Yaws in degrees, dict of index -> value in (-180, 180], of `count` photographs taken one after another while the camera
-    went round at an even pace, from those `measured`. Empty where fewer than two neighbours tell the pace."""
-    known = sorted(measured)
-    steps = [(measured[b] - measured[a]) / (b - a) for a, b in zip(known, known[1:]) if b - a == 1]
-    if not steps:
+    went round at an even pace, from those `known`. Empty where no two of them, at most NEIGHBOURS apart, tell a pace of at
+    least MIN_PACE_DEG."""
+    at = sorted(known)
+    steps = [(180 - (180 - known[b] + known[a]) % 360) / (b - a) for a, b in zip(at, at[1:]) if b - a <= NEIGHBOURS]
+    if not steps or abs(np.median(steps)) < MIN_PACE_DEG:
         return {}
     pace = float(np.median(steps))
     # Round the back the yaw jumps by whole turns: take the number of turns that the pace says.
-    unwrapped = {known[0]: measured[known[0]]}
-    for a, b in zip(known, known[1:]):
+    unwrapped = {at[0]: known[at[0]]}
+    for a, b in zip(at, at[1:]):
         expected = unwrapped[a] + pace * (b - a)
-        unwrapped[b] = measured[b] + 360 * round((expected - measured[b]) / 360)
-    values = np.interp(np.arange(count), known, [unwrapped[index] for index in known])
+        unwrapped[b] = known[b] + 360 * round((expected - known[b]) / 360)
+    # Beyond the known ones by the line through all of them, which errs less than single steps do.
+    slope, start = np.polyfit(at, [unwrapped[index] for index in at], 1)
     index = np.arange(count)
-    values = np.where(index < known[0], unwrapped[known[0]] + pace * (index - known[0]), values)
-    values = np.where(index > known[-1], unwrapped[known[-1]] + pace * (index - known[-1]), values)
+    values = np.interp(index, at, [unwrapped[k] for k in at])
+    values = np.where((index < at[0]) | (index > at[-1]), start + slope * index, values)
     return {int(k): wrapped(float(value)) for k, value in enumerate(values)}
 
 
@@ -105,7 +113,7 @@ def read_angles(path):
     object of name -> yaw or [yaw, pitch, roll], or a dataset.json. Raises UserError naming file and entry."""
     path = Path(path)
     try:
-        text = path.read_text(encoding='utf-8')
+        text = path.read_text(encoding='utf-8-sig')     # spreadsheets begin theirs with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'--angles {path}: cannot be read ({error})') from error
     if path.suffix.lower() != '.json':

@@ -109,6 +109,16 @@ def test_back_view_needs_no_weights(tmp_path, monkeypatch):
     mask = np.array(PIL.Image.open(tmp_path / 'seg/back.png')) > 127
     crop = np.array(PIL.Image.open(tmp_path / 'img/back.png'))[..., 0] < 130
     assert (mask & crop).sum() / (mask | crop).sum() > 0.95
+    # A second run into the same folder adds to it.
+    PIL.Image.fromarray(picture[:, ::-1].copy()).save(tmp_path / 'other.png')
+    again = run(RECROP, '-i', tmp_path / 'other.png', '--out_dir', tmp_path / 'img', '--route', 'silhouette', '--yaw', '-175',
+                '--format', 'png')
+    assert again.exit_code == 0
+    labels = json.loads((tmp_path / 'img/dataset.json').read_text())['labels']
+    assert [name for name, _ in labels] == ['back.png', 'other.png'] and np.float64(labels[0][1]).tolist() == label.tolist()
+    assert [line['source'] for line in json.loads((tmp_path / 'img/prepare.json').read_text())['photos']] == ['back.png', 'other.png']
+    result = run(RECROP, '-i', tmp_path / 'back.png', '-j', '../evil.json', '--out_dir', tmp_path / 'img', '--route', 'silhouette')
+    assert result.exit_code == 2 and '../evil.json' in result.output and not (tmp_path / 'evil.json').exists()
     result = run(RECROP, '-i', tmp_path / 'back.png', '--out_dir', tmp_path / 'img2')
     assert result.exit_code == 2 and 'python -m preprocessing.weights' in result.output
 

@@ -167,6 +167,12 @@ def test_same_command_same_file(files, tmp_path):
         one, two = ((tmp_path / name / 'small' / number / 'head.safetensors').read_bytes() for name in 'ab')
         assert one == two
     assert 'was done before' not in outs[1] and outs[2].count('was done before') == 2
+    # What it left out then is made of the head it left.
+    more = '--orbit-frames 2 --shapes true --shape-res 16'
+    assert run(projector, f'{command} --outdir {tmp_path}/a {more}').output.count('was done before') == 2
+    assert 'was done before' not in run(projector, f'{command} --outdir {tmp_path}/c {more}').output
+    for name in ('orbit.mp4', 'geometry.mrc'):
+        assert (tmp_path / 'a/small/2' / name).read_bytes() == (tmp_path / 'c/small/2' / name).read_bytes()
     assert 'done before' not in run(projector, f'{command} --outdir {tmp_path}/a --orbit-frames 0 --restart').output
     assert 'done before' not in run(projector, f'{command} --outdir {tmp_path}/b --orbit-frames 0 --seed 1').output
     with np.load(tmp_path / 'a/small/0/projected_w.npz') as a, np.load(tmp_path / 'b/small/0/projected_w.npz') as b:
@@ -237,6 +243,13 @@ BAD_ARGUMENTS = [
     ('{files}/crops/a.png --weights {files}/absent', 'absent'),
     ('{files}/crops/a.png --route silhouette --yaw 180 --face first', '--face'),
     ('{files}/crops/a.png --route silhouette --angles absent.csv', '--angles absent.csv'),
+    ('{files}/crops/a.png --route silhouette --yaw 0 --label absent.json', '--label'),
+    ('{files}/crops/a.png --route silhouette --yaw 0 --idx 3', '--idx'),
+    ('{files}/crops/a.png --route silhouette --yaw 0 --target_seg absent', 'absent'),
+    ('{files}/crops/a.png {files}/crops/b.png --together --route silhouette --yaw 0', '--angles'),
+    ('{files}/crops/a.png {files}/crops/b.png --together --face all', '--face all'),
+    ('--target_img {files}/crops --yaw 90', '--yaw'),
+    ('--target_img {files}/crops --weights absent', '--weights'),
     ('{files}/crops/a.png --route silhouette --angles {bad}/others.csv', 'names none of the photographs'),
 ]
 

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFilter
+import PIL.ImageOps
 import pytest
 import torch
 
@@ -20,12 +22,12 @@ SIZE = 192
 SIDES = (0.0, 90.0, 180.0, -90.0)
 
 
-def photographed(identity, yaws, seed=0, size=SIZE):
+def photographed(identity, yaws, seed=0, size=SIZE, pitch=0.0):
     """(masks uint8, labels [N, 25], centres [N, 2], half sides [N], pictures) of a synthetic head at `yaws`: whole photographs in
     which the family's crop lies anywhere, at any size. Centre and half side are the crop's, in pixels."""
     rng = np.random.default_rng(seed)
     zoom, shift = rng.uniform(0.5, 0.7, len(yaws)), rng.uniform([-0.08, -0.1], [0.08, 0.0], (len(yaws), 2))
-    labels = label_at(torch.tensor(yaws, dtype=torch.float32), 0.0)
+    labels = label_at(torch.tensor(yaws, dtype=torch.float32), torch.tensor(pitch))
     wide = labels.clone()
     wide[:, [16, 20]] *= torch.tensor(zoom, dtype=torch.float32)[:, None]
     wide[:, [18, 21]] += torch.tensor(shift, dtype=torch.float32)
@@ -65,21 +67,72 @@ def test_fifty_cameras_all_round(identity, known):
         assert errors(alone, centres, halves).max() > 0.033
 
 
-def test_outlines_do_not_mind_what_the_picture_cuts_off():
-    """Shoulders and an ear beyond the picture's borders, and a roll: the crop is the same."""
-    masks, labels, centres, halves, _ = photographed(62, np.concatenate([[140.0], SIDES]), size=256)
-    person = outlines.fit_outlines([(masks[i], labels[i], quad_at(centres[i], halves[i])) for i in range(1, 5)])
-    whole, _, _ = outlines.quad_of_outline(masks[0], person, 140.0)
-    bottom = int(centres[0][1] + 0.3 * halves[0])
-    side = int(centres[0][0] - 0.55 * halves[0])
-    for name, mask, shift in (('bottom', masks[0][:bottom], 0), ('side', masks[0][:, side:], side)):
-        quad, _, _ = outlines.quad_of_outline(mask, person, 140.0)
-        assert np.abs(quad + [shift, 0] - whole).max() < 0.06 * halves[0], name
-    leaning = np.asarray(PIL.Image.fromarray(masks[0]).rotate(-20, PIL.Image.Resampling.BILINEAR))
+@pytest.fixture(scope='module')
+def backs():
+    """A person whose front is known, and a view from behind: (Outlines, mask, quad found in the whole picture, centre, half)."""
+    masks, labels, centres, halves, _ = photographed(62, [140.0, 0.0], size=256)
+    person = outlines.fit_outlines([(masks[1], labels[1], quad_at(centres[1], halves[1]))])
+    return person, masks[0], outlines.quad_of_outline(masks[0], person, 140.0)[0], centres[0], halves[0]
+
+
+@pytest.mark.parametrize('border, at', [('bottom', 0.2), ('left', 0.25), ('right', 0.45), ('top', 0.6)])
+def test_outlines_do_not_mind_what_the_picture_cuts_off(backs, border, at):
+    """Neck and shoulders, an ear, the crown beyond the picture's borders: the crop is the same."""
+    person, mask, whole, centre, half = backs
+    x, y = (int(c + sign * at * half) for c, sign in zip(centre, {'left': (-1, 0), 'right': (1, 0), 'top': (0, -1)}.get(border, (0, 1))))
+    parts = {'bottom': (mask[:y], (0, 0)), 'left': (mask[:, x:], (x, 0)), 'right': (mask[:, :x], (0, 0)), 'top': (mask[y:], (0, y))}
+    cut, shift = parts[border]
+    assert (cut > 127).sum() < 0.97 * (mask > 127).sum()
+    quad, _, _ = outlines.quad_of_outline(np.ascontiguousarray(cut), person, 140.0)
+    assert np.abs(quad + shift - whole).max() < 0.06 * half
+
+
+@pytest.mark.parametrize('size, right, down', [(0.65, 0, 0), (1.4, 0, 0), (1, 0.3, 0), (1, 0, 0.35), (0.75, 0.1, -0.3)])
+def test_outlines_are_found_from_far_off(backs, size, right, down):
+    """From first guesses that are off by more than any silhouette's are."""
+    _, mask, _, centre, half = backs
+    outline = outlines.trace(mask)
+    vector = outlines.vector_of(outline, centre, half)
+    found, found_half, mismatch = outlines.place(outline, vector, centre + np.array([right, down]) * half, half * size)
+    assert mismatch < 0.01 and abs(found_half / half - 1) < 0.02 and np.abs(found - centre).max() < 0.02 * half
+
+
+def test_outlines_of_leaning_heads(backs):
+    person, mask, whole, _, half = backs
+    leaning = np.asarray(PIL.Image.fromarray(mask).rotate(-20, PIL.Image.Resampling.BILINEAR))
     quad, _, _ = outlines.quad_of_outline(leaning, person, 140.0, roll_deg=20.0)
     cos, sin = np.cos(np.deg2rad(20)), np.sin(np.deg2rad(20))
     wanted = (whole - 127.5) @ np.array([[cos, -sin], [sin, cos]]).T + 127.5
-    assert np.abs(quad - wanted).max() < 0.03 * halves[0]
+    assert np.abs(quad - wanted).max() < 0.03 * half
+
+
+def test_known_views_from_above_tell_of_views_from_below():
+    """The opposite of a camera above stands below: known from above in front, the back from below is its mirror image."""
+    masks, labels, centres, halves, _ = photographed(61, [0.0, 180.0, 180.0], pitch=[18.0, -18.0, 18.0])
+    person = outlines.fit_outlines([(masks[0], labels[0], quad_at(centres[0], halves[0]))])
+    opposite, same = (outlines.quad_of_outline(masks[i], person, 180.0, pitch)[2] for i, pitch in ((1, -18.0), (2, 18.0)))
+    assert opposite < 0.7 * same
+    found = [outlines.quad_of_outline(masks[i], person, 180.0, pitch)[0] for i, pitch in ((1, -18.0), (2, 18.0))]
+    assert errors(found, centres[1:], halves[1:]).max() < 0.04
+
+
+def test_holes_in_masks_are_filled():
+    masks, *_ = photographed(60, [150.0])
+    hole = masks[0].copy()
+    y, x = (int(np.median(axis)) for axis in np.nonzero(hole > 200))
+    hole[y - 30:y, x - 12:x + 12] = 0
+    assert silhouette.measure(hole) == silhouette.measure(masks[0])
+
+
+def test_large_pictures_are_measured_small():
+    """A mask of many pixels: the same crop as of a small one, up to a pixel of the small one."""
+    masks, *_ = photographed(60, [150.0], size=400)
+    size = 2000, 1500
+    large = np.asarray(PIL.Image.fromarray(masks[0]).resize(size, PIL.Image.Resampling.BILINEAR))
+    head, = prepare_photo(np.zeros((*size[::-1], 3), np.uint8), mask=large, route='silhouette', yaw=150.0)
+    small = np.asarray(PIL.Image.fromarray(masks[0]).resize((1000, 750), PIL.Image.Resampling.BILINEAR))
+    quad, _ = silhouette.quad_of_mask(small, 150.0)
+    assert np.abs(head.quad - ((quad + 0.5) * 2 - 0.5)).max() < 4
 
 
 def test_mean_outline_is_that_of_synthetic_heads():
@@ -197,6 +250,58 @@ def test_a_head_that_the_picture_cuts_off_tells_nothing(tmp_path):
 
 
 @needs_samples
+def test_given_masks_of_known_views_win(tmp_path):
+    """The front's mask is given, wider than the head by much: the back is cropped as if that were its outline."""
+    source = front_and_back(tmp_path / 'in')
+    (tmp_path / 'seg').mkdir()
+    alpha = PIL.Image.open(source / 'back.png').getchannel('A')
+    front = PIL.ImageOps.mirror(alpha)
+    wide = front.filter(PIL.ImageFilter.MaxFilter(41))
+    sides = {}
+    for name, mask in (('front', front), ('wide', wide)):
+        mask.save(tmp_path / 'seg' / 'front.png')
+        job = Batch(tools(), PhotoOptions(), angles={'back': (162.0, None, None)}, masks=str(tmp_path / 'seg'), same_person=True)
+        lines, _ = job.run(Photos(source), [], str)
+        sides[name] = lines[1].quality['side']
+    assert sides['wide'] < 0.97 * sides['front']
+
+
+@needs_samples
+def test_all_without_a_face_wait_for_the_others(tmp_path, monkeypatch):
+    """Also those that the mean relation finds too small, and profiles in which a face is seen but not well."""
+    source = front_and_back(tmp_path / 'in')
+    small = PIL.Image.open(source / 'back.png')
+    small.resize((small.width // 3, small.height // 3)).save(source / 'a_small.png')
+    image = PIL.Image.open(source / 'front.png')
+    image.save(source / 'a_profile.png')
+    angles = {'a_small': (162.0, None, None), 'back': (162.0, None, None)}
+    lines, _ = Batch(tools(), PhotoOptions(), angles=angles, same_person=True).run(Photos(source), [], str)
+    assert [line.source for line in lines] == ['a_profile.png', 'front.png', 'a_small.png', 'back.png']
+    assert lines[2].status == 'too small' and lines[1].label_source == 'measured'
+    monkeypatch.setattr(crops, 'MAX_YAW_DEG', 10.0)       # now its -18 degrees are too many
+    lines, _ = Batch(tools(), PhotoOptions(), angles={'a_profile': (-18.0, 5.0, 0.0)}).run(Photos(source / 'a_profile.png'), [], str)
+    assert lines[0].label_source == 'given' and 'cropped by its silhouette' in lines[0].messages
+    lines, _ = Batch(tools(), PhotoOptions()).run(Photos(source / 'a_profile.png'), [], str)
+    assert lines[0].status == 'out of range'
+    with pytest.raises(UserError, match='--face all'):
+        Batch(tools(), PhotoOptions(face='all'), same_person=True).run(Photos(source), [], str)
+
+
+def test_sequences_with_given_angles(tmp_path):
+    """Given yaws stand, by names with or without extension; the others lie between them, in the order of the numbers."""
+    _, _, _, _, images = photographed(61, [180.0], size=600)
+    for k in range(1, 12):
+        PIL.Image.fromarray(images[0]).save(tmp_path / f'{k}.png')
+    angles = {'1': (150.0, None, None), '3.png': (170.0, 5.0, None), '4': (None, 7.0, None)}
+    job = Batch(None, PhotoOptions(route='silhouette', keep_rejected=True), angles=angles, in_order=True)
+    lines, _ = job.run(Photos(tmp_path), [], str)
+    assert [line.source for line in lines] == [f'{k}.png' for k in range(1, 12)]
+    assert [round(line.angles[0]) for line in lines] == [150, 160, 170, 180, -170, -160, -150, -140, -130, -120, -110]
+    assert [line.label_source for line in lines][:4] == ['given', 'interpolated', 'given', 'interpolated']
+    assert [round(line.angles[1]) for line in lines][:4] == [0, 0, 5, 7]
+
+
+@needs_samples
 def test_a_face_without_a_mask_tells_nothing(tmp_path):
     """--same_person with --matting none, where no outline is to be had: the front is cropped, the back gets its line."""
     (tmp_path / 'in').mkdir()
@@ -216,6 +321,8 @@ def test_yaws_of_a_sequence():
     assert len(filled) == len(wanted)
     assert all(abs((filled[k] - yaw + 180) % 360 - 180) < 1e-9 for k, yaw in enumerate(wanted))
     assert sequences.fill_yaws({0: 1.0}, 5) == {} and sequences.fill_yaws({0: 1.0, 4: 50.0}, 5) == {}
+    assert sequences.fill_yaws({0: 1.0, 1: 1.2}, 5) == {}, 'a camera that stands still'
+    assert [round(yaw) for yaw in sequences.fill_yaws({0: 160.0, 3: -170.0}, 5).values()] == [160, 170, 180, -170, -160]
     spread = sequences.spread_yaws(list('abcde'), 0, 360)
     assert [spread[name][0] for name in 'abcde'] == [0, 90, 180, -90, 0]
 

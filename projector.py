@@ -38,8 +38,9 @@ def photo_targets(opts, resolution):
     how = PhotoOptions(face, **{name: opts[name] for name in ('route', 'yaw', 'pitch', 'roll')})
     photos = Photos(list(dict.fromkeys(opts['photos'])))
     angles = sequences.angles_of(opts['angles'], photos.names) if opts['angles'] else {}
-    tools = None if how.route == 'silhouette' else load_tools(opts['weights'])
-    found = dict(Batch(tools, how, angles, masks=opts['target_seg'], same_person=opts['together']).examined(photos))
+    job = Batch(None, how, angles, masks=opts['target_seg'], same_person=opts['together'])
+    job.tools = None if how.route == 'silhouette' else load_tools(opts['weights'])
+    found = dict(job.examined(photos))
     targets, errors, taken = [], [], set()
     for path in photos.names:
         heads = found[path].heads

@@ -223,6 +223,11 @@ class Batch:
     tiles: list = dataclasses.field(default_factory=list)
     _taken: set = dataclasses.field(default_factory=set)
 
+    def __post_init__(self):
+        if self.same_person and self.options.face == 'all':
+            raise UserError('--face all: several people, but all photographs are to show one (--same_person, --together); '
+                            'give largest or a number')
+
     def run(self, photos, sets, say, progress=False):
         """(`lines`, `tiles`): a Line of every head and failure in `photos` (Photos), and each with its small picture, heads
         written to the CropSets; `say` is given every line as it comes. After an interrupt both hold what is done so far."""
@@ -235,10 +240,7 @@ class Batch:
 
     def examined(self, photos, progress=False):
         """(name, Found) of each photograph in `photos`. Those without a face wait until the end where others may tell their
-        yaw or their crop. Raises UserError where the options contradict each other."""
-        if self.same_person and self.options.face == 'all':
-            raise UserError('--face all: several people, but all photographs are to show one (--same_person, --together); '
-                            'give largest or a number')
+        yaw or their crop."""
         options = dataclasses.replace(self.options, matting=find_matting(self.options.matting))
         masks = GivenMasks(self.masks)
         later, known, views = [], {}, []

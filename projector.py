@@ -40,13 +40,14 @@ def photo_targets(opts, resolution):
     angles = sequences.angles_of(opts['angles'], photos.names) if opts['angles'] else {}
     job = Batch(None, how, angles, masks=opts['target_seg'], same_person=opts['together'])
     job.tools = None if how.route == 'silhouette' else load_tools(opts['weights'])
-    found = dict(job.examined(photos))
+    # The photographs themselves, which may be large, are not kept.
+    found = {name: (done.heads, done.failures) for name, done in job.examined(photos)}
     targets, errors, taken = [], [], set()
     for path in photos.names:
-        heads = found[path].heads
-        for failure in found[path].failures if heads else ():
+        heads, failures = found[path]
+        for failure in failures if heads else ():
             click.echo(failure)
-        errors += [] if heads else found[path].failures[:1]
+        errors += [] if heads else failures[:1]
         for head in heads:
             name = free_name(Path(path).stem if len(heads) == 1 else f'{Path(path).stem}_{head.face}', taken)
             yaw, pitch, roll = map(round, head.angles_deg)

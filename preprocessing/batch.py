@@ -175,12 +175,6 @@ def sibling(folder, word):
     return folder.with_name(f'{folder.name}_{word}')
 
 
-def by_name(table, *names):
-    """What a dict of names has of a photograph: by one of its names, or one without its extension; else None."""
-    keys = (key for name in names for key in (name, name_stem(name)))
-    return next((table[key] for key in keys if key in table), None)
-
-
 def free_name(stem, taken):
     """`stem`, or with a number where a.png and a.jpg would both become a.jpg; added to the set `taken`."""
     number, free = 1, stem
@@ -203,7 +197,7 @@ class GivenMasks:
 
     def find(self, *names):
         """Mask uint8 [H, W] of the photograph of these names, or None; the head is then cut out as if none were given."""
-        found = by_name(self._by_stem, *names)
+        found = sequences.by_name(self._by_stem, *names)
         return None if found is None else decode_mask(self._store.read(found), self._store.locate(found))
 
 
@@ -248,7 +242,7 @@ class Batch:
             found = self._examine(photos, name, options, masks)
             if (self.same_person or self.in_order) and not found.has_face and found.photo is not None:
                 later.append(name)
-                given = (by_name(self.angles, *photos.names_of(name)) or (None,))[0]
+                given = (sequences.by_name(self.angles, *photos.names_of(name)) or (None,))[0]
                 known.update({} if given is None else {index: given})
                 continue
             for head in found.heads:
@@ -275,7 +269,7 @@ class Batch:
         except UserError as error:
             return Found((), (PhotoError(UNREADABLE, str(error)),), None)
         try:
-            known = dict(zip(('yaw', 'pitch', 'roll'), by_name(self.angles, *photos.names_of(name)) or ()))
+            known = dict(zip(('yaw', 'pitch', 'roll'), sequences.by_name(self.angles, *photos.names_of(name)) or ()))
             options = dataclasses.replace(options, **{key: value for key, value in known.items() if value is not None})
             if yaw is not None:
                 options = dataclasses.replace(options, yaw=yaw)

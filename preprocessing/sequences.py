@@ -135,10 +135,16 @@ def read_angles(path):
     return {name: _angles(path, name, value if isinstance(value, list) else [value]) for name, value in data.items()}
 
 
+def by_name(table, *names):
+    """What a dict of names has of a photograph: by one of its names, or one without its extension; else None."""
+    keys = (key for name in names for key in (name, name_stem(name)))
+    return next((table[key] for key in keys if key in table), None)
+
+
 def angles_of(path, names):
     """read_angles of the photographs `names`. Raises UserError also where the file names none of them."""
     angles = read_angles(path)
-    if not any(key in angles for name in names for key in (name, Path(name).name, name_stem(name), Path(name).stem)):
+    if all(by_name(angles, name, Path(name).name) is None for name in names):
         has = ', '.join(list(angles)[:3]) or 'no names'
         raise UserError(f'--angles {path}: names none of the photographs, such as {names[0]}; it has {has}')
     return angles

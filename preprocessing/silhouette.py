@@ -80,7 +80,7 @@ def measure(mask):
 def largest_part(mask):
     """Mask uint8 [H, W] with its largest connected part alone, without holes and strands thinner than THIN of its size."""
     inside = scipy.ndimage.binary_fill_holes(mask > 127)
-    mask = np.where(inside, np.maximum(mask, np.where(mask > 127, 0, 255)), mask)
+    mask = np.where(inside & (mask <= 127), 255, mask)
     radius = THIN / 2 * np.sqrt(inside.sum())
     # Eroded by that radius, then grown again: what was thinner is gone.
     inside = scipy.ndimage.distance_transform_edt(np.pad(inside, 1, mode='edge'))[1:-1, 1:-1] > radius
